@@ -1,6 +1,6 @@
 """How fast BitActor is on this machine, each number beside a floor that was measured in the same run.
 
-    python -m benchmarks                    everything but the million parked hops, in under three minutes
+    python -m benchmarks                    everything but the million parked hops, and DBOS, in about four minutes
     python -m benchmarks hop-memory chain-100 --json
     python -m benchmarks --profile hop-memory
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import os
 import pstats
 import sys
@@ -37,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.uvloop and uvloop is None:
         print("--uvloop: uvloop is not installed; pip install 'bitactor[uvloop]'", file=sys.stderr)
         return _USAGE
+    for benchmark in (BY_NAME[name] for name in ([wanted] if isinstance(wanted, str) else wanted)):
+        if benchmark.needs and importlib.util.find_spec(benchmark.needs) is None:
+            print(f"{benchmark.name} needs {benchmark.needs!r}; pip install {benchmark.needs}", file=sys.stderr)
+            return _USAGE
     sizes = Sizes(options.quick)
     if options.profile is not None:
         return _profile(BY_NAME[options.profile], sizes, uvloop)

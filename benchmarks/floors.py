@@ -6,13 +6,15 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pykka
 
 from benchmarks.workflows import first, following
+from bitactor.ports import Write
 
 ROW = b"\x00" * 200
 """About what one pulse takes in the journal."""
@@ -126,18 +128,19 @@ async def per_bare_actor(chains: int, length: int) -> float:
 
 
 class RawJournal:
-    """A table in a file of its own, written with `sqlite3` and nothing else, WAL and NORMAL as ours."""
+    """A table in a file of its own, written with `sqlite3` and nothing else, WAL as ours; with `full_sync` each commit
+    waits for the disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, full_sync: bool = False) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None)
         self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
         self._connection.execute("CREATE TABLE pulses (seq INTEGER PRIMARY KEY, body BLOB NOT NULL)")
 
-    async def per_row(self, rows: int, rows_per_commit: int) -> float:
+    async def per_row(self, rows: int, rows_per_commit: int, clock: Callable[[], float] = time.perf_counter) -> float:
         """µs for a row."""
         execute = self._connection.execute
-        began = time.perf_counter()
+        began = clock()
         for _ in range(rows // rows_per_commit):
             execute("BEGIN IMMEDIATE")
             if rows_per_commit == 1:
@@ -147,7 +150,49 @@ class RawJournal:
                     "INSERT INTO pulses (body) VALUES (?)", ((ROW,) for _ in range(rows_per_commit))
                 )
             execute("COMMIT")
-        return (time.perf_counter() - began) / rows * 1e6
+        return (clock() - began) / rows * 1e6
+
+    def close(self) -> None:
+        """Release the file."""
+        self._connection.close()
+
+
+class PlainTable:
+    """Pulses in a table of a file of its own, a row a pulse, as anybody would keep them."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute(
+            "CREATE TABLE pulses (id TEXT, seq INTEGER, body BLOB NOT NULL, PRIMARY KEY (id, seq)) WITHOUT ROWID"
+        )
+
+    def add(self, writes: Iterable[Write]) -> None:
+        """Keep the pulses of these writes, in one commit."""
+        self._connection.execute("BEGIN")
+        for write in writes:
+            rows = [(write.transaction, pulse.seq, msgpack.packb(pulse[4:], default=list)) for pulse in write.pulses]
+            self._connection.executemany("INSERT INTO pulses VALUES (?, ?, ?)", rows)
+        self._connection.execute("COMMIT")
+
+    def transactions(self) -> list[str]:
+        """The ids of all that is there."""
+        return [name for (name,) in self._connection.execute("SELECT DISTINCT id FROM pulses")]
+
+    def read(self, transaction: str) -> int:
+        """Read the pulses of one transaction, a row each; how many they were."""
+        rows = self._connection.execute("SELECT body FROM pulses WHERE id = ? ORDER BY seq", (transaction,))
+        return len([msgpack.unpackb(body, strict_map_key=False) for (body,) in rows])
+
+    def read_all(self) -> int:
+        """The same of all, in one query."""
+        rows = self._connection.execute("SELECT body FROM pulses ORDER BY id, seq")
+        return len([msgpack.unpackb(body, strict_map_key=False) for (body,) in rows])
+
+    def version(self) -> int:
+        """SQLite's number that another process's commits change."""
+        number: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
+        return number
 
     def close(self) -> None:
         """Release the file."""

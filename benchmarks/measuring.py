@@ -7,13 +7,21 @@ import asyncio
 import cProfile
 import gc
 import statistics
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Sample = Callable[[], Awaitable[float]]
 """Does the work once and answers in the benchmark's unit."""
+
+
+class Other(NamedTuple):
+    """A further value of the same benchmark, in the same unit, which stands in a row of its own."""
+
+    sample: Sample
+    goal: float | None = None
+
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -25,6 +33,8 @@ class Contest:
     value: Sample
     floors: Mapping[str, Sample]
     """What it is → its sample.  The first one is the row's own; each other one gives another row."""
+    others: Mapping[str, Other] = field(default_factory=dict[str, Other])
+    """Name → a further value, beside the first floor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +60,14 @@ class Benchmark:
     about: str
     enter: Enter
     goal: float | None = None
+    ratio_goal: float | None = None
+    """What the value may be of the first floor, at most."""
     better: Literal["lower", "higher"] = "lower"
     repeats: int = 7
     warm_up: bool = True
     by_default: bool = True
+    needs: str = ""
+    """A package that nothing of ours depends on, to be installed by hand."""
     on_loop: bool = True
     """Whether the work is done on this process's loop, so that another kind of loop, or a profile, says something."""
 
@@ -76,6 +90,7 @@ class Row(NamedTuple):
     high: float
     repeats: int
     about: str
+    ratio_goal: float | None = None
 
     @property
     def best(self) -> float:
@@ -119,7 +134,8 @@ def profile(benchmark: Benchmark, sizes: Sizes, loop_factory: LoopFactory | None
 
 async def _measure(benchmark: Benchmark, sizes: Sizes) -> list[Row]:
     async with benchmark.enter(sizes) as contest:
-        samples = {"": contest.value, **contest.floors}
+        others = {f"{benchmark.name}:{name}": other.sample for name, other in contest.others.items()}
+        samples = {"": contest.value, **contest.floors, **others}
         if benchmark.warm_up:
             for sample in samples.values():
                 await sample()
@@ -127,28 +143,37 @@ async def _measure(benchmark: Benchmark, sizes: Sizes) -> list[Row]:
         for name, sample in _interleaved(samples, sizes.pick(benchmark.repeats, 1)):
             gc.collect()
             found[name].append(await sample())
-    ours = found.pop("")
-    value = statistics.median(ours)
-    rows = []
-    for position, (label, values) in enumerate(found.items()):
-        floor = statistics.median(values)
-        rows.append(
-            Row(
-                name=benchmark.name if position == 0 else f"{benchmark.name}:{label.partition(' ')[0]}",
-                value=value,
-                unit=benchmark.unit,
-                goal=benchmark.goal if position == 0 else None,
-                floor=floor,
-                ratio=value / floor,
-                floor_is=label,
-                better=benchmark.better,
-                low=min(ours),
-                high=max(ours),
-                repeats=len(ours),
-                about=benchmark.about,
-            )
+    own, *further = contest.floors
+    rows = [_row(benchmark, benchmark.name, found[""], found[own], own)._replace(ratio_goal=benchmark.ratio_goal)]
+    rows += [
+        _row(benchmark, f"{benchmark.name}:{label.partition(' ')[0]}", found[""], found[label], label)._replace(
+            goal=None
         )
+        for label in further
+    ]
+    rows += [
+        _row(benchmark, name, found[name], found[own], own)._replace(goal=other.goal)
+        for name, other in zip(others, contest.others.values(), strict=True)
+    ]
     return rows
+
+
+def _row(benchmark: Benchmark, name: str, values: Sequence[float], floors: Sequence[float], floor_is: str) -> Row:
+    value, floor = statistics.median(values), statistics.median(floors)
+    return Row(
+        name=name,
+        value=value,
+        unit=benchmark.unit,
+        goal=benchmark.goal,
+        floor=floor,
+        ratio=value / floor,
+        floor_is=floor_is,
+        better=benchmark.better,
+        low=min(values),
+        high=max(values),
+        repeats=len(values),
+        about=benchmark.about,
+    )
 
 
 def _interleaved(samples: Mapping[str, Sample], repeats: int) -> Iterator[tuple[str, Sample]]:

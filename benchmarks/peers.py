@@ -3,22 +3,29 @@
 python -m benchmarks.peers echo INBOX OUTBOX      answers each frame with itself
 python -m benchmarks.peers host REGISTRY          a node that runs steps for others
 python -m benchmarks.peers park mesh|tasks COUNT  prints how many KiB each parked hop, or each bare task, takes
+python -m benchmarks.peers journal FILE HOPS      writes a journal of so many hops, and keeps it open
+python -m benchmarks.peers dbos IN_FLIGHT EACH    prints µs for a durable step of DBOS, installed by hand
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import zmq
 
-from benchmarks.workflows import in_other_node, parking
+from benchmarks.workflows import first, following, in_other_node, parking
+from benchmarks.writes import keep_long_log, open_journal
 from mesh import Mesh
 
 READY = b"ready\n"
@@ -173,6 +180,48 @@ async def _parked_tasks(gate: asyncio.Event, count: int) -> float:
     return taken
 
 
+async def journal(file: str, hops: int) -> None:
+    """Write a long journal, and keep it open."""
+    store = await open_journal(f"sqlite:///{file}", "writer")
+    try:
+        await keep_long_log(store, hops)
+        say_ready()
+        await until_told()
+    finally:
+        store.close()
+
+
+async def dbos(in_flight: int, each: int) -> None:
+    """Print µs for a step of a workflow of ten, so many side by side, one after the other `each`."""
+    module: Any = importlib.import_module("dbos")
+    with tempfile.TemporaryDirectory(prefix="ba-") as directory:
+        kit = module.DBOS
+        kit(config={"name": "benchmarks", "system_database_url": f"sqlite:///{directory}/dbos.db"})
+        first_step, following_step = kit.step()(first), kit.step()(following)
+
+        async def ten() -> Any:
+            value = await first_step()
+            for _ in range(9):
+                value = await following_step(value)
+            return value
+
+        workflow = kit.workflow()(ten)
+        kit.launch()
+        try:
+
+            async def run(count: int) -> None:
+                for _ in range(count):
+                    if await workflow() != 10:
+                        raise RuntimeError("a workflow of ten gave another result than 10")
+
+            await run(1)
+            began = time.perf_counter()
+            await asyncio.gather(*(run(each) for _ in range(in_flight)))
+            print((time.perf_counter() - began) / (in_flight * each * 10) * 1e6)
+        finally:
+            kit.destroy()
+
+
 def resident_kib() -> float:
     """Memory of this process that is in RAM, after the garbage is out.
 
@@ -193,6 +242,10 @@ def main(arguments: list[str]) -> int:
             asyncio.run(host(registry))
         case ["park", ("mesh" | "tasks") as what, count]:
             asyncio.run(park(what, int(count)))
+        case ["journal", file, hops]:
+            asyncio.run(journal(file, int(hops)))
+        case ["dbos", in_flight, each]:
+            asyncio.run(dbos(int(in_flight), int(each)))
         case _:
             print(__doc__, file=sys.stderr)
             return 2

@@ -64,7 +64,7 @@ def show(rows: Sequence[Row], about: Mapping[str, Any], *, quick: bool) -> None:
             row.unit,
             _goal(row, quick),
             _number(row.floor),
-            f"{row.ratio:.2f}",
+            _ratio(row, quick),
             _number(row.best),
         )
         table.add_row(row.name, *numbers, row.floor_is, row.about)
@@ -88,6 +88,14 @@ def _goal(row: Row, quick: bool) -> str:
         return f"{sign} {row.goal:,g}"
     verdict = f"missed ×{row.missed_by:.2f}" if row.missed_by is not None else "met"
     return f"{sign} {row.goal:,g} {verdict}"
+
+
+def _ratio(row: Row, quick: bool) -> str:
+    ratio = f"{row.ratio:.2f}" if row.ratio >= 0.1 else f"{row.ratio:.4f}"
+    if row.ratio_goal is None:
+        return ratio
+    verdict = "" if quick else " met" if row.ratio <= row.ratio_goal else " missed"
+    return f"{ratio} ≤ {row.ratio_goal:g}{verdict}"
 
 
 def _number(value: float) -> str:

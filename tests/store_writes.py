@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import count
 from queue import SimpleQueue
 from typing import Any
 
 from bitactor.messages.codec import encode_token
 from bitactor.messages.pulse import Pulse
-from bitactor.ports import Refusal, Write
+from bitactor.ports import Claim, Refusal, Write
+from mesh.runtime.settled import at_once
 
 BOUND = 30.0
 """Seconds after which a test gives up waiting."""
@@ -31,6 +32,11 @@ def pulse(transaction: str, seq: int, kind: str = "spawned", workflow: str = "us
         digest="abcdef",
     )  # fmt: skip
     return made_up._replace(**fields)
+
+
+def taken(claims: Coroutine[Any, Any, list[Claim]]) -> list[Claim]:
+    """What a store says at once that it has claimed, without the pulses it may have read."""
+    return [claim._replace(pulses=None) for claim in at_once(claims)]
 
 
 def first(

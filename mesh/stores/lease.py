@@ -23,7 +23,7 @@ from typing_extensions import override
 from bitactor.errors import StaleOwner, StoreError
 from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import ConnectionThread, write_transaction
-from mesh.stores.journal.takeover import archive_tails, delete_log
+from mesh.stores.journal.takeover import Copies, archive_tails, delete_log
 from mesh.stores.liveness import RELEASED, Bounds, Identity, Observer, OwnerRow, of_one_boot
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 from registry.support.clock import monotonic_ns
@@ -127,9 +127,15 @@ def require_lease(connection: sqlite3.Connection, owner: str) -> None:
 
 
 def claim(
-    connection: sqlite3.Connection, owner: str, observer: Observer, now_ns: int, shapes: Mapping[str, str] | None
+    connection: sqlite3.Connection,
+    owner: str,
+    observer: Observer,
+    now_ns: int,
+    shapes: Mapping[str, str] | None,
+    copies: Copies | None = None,
 ) -> list[Claim]:
-    """Move the open transactions of dead owners to `owner`, each with its next epoch, and fence those owners.
+    """Move the open transactions of dead owners to `owner`, each with its next epoch, and fence those owners; `copies`
+    gets what was read of them.
 
     Only those that began in one of `shapes` (workflow → digest), if given: the others stay without an owner until
     somebody who can run them asks.
@@ -160,7 +166,7 @@ def claim(
             )
             known = (json.dumps(dict(shapes)),)
         for name in {*dead, *_orphaned_owners(connection, owner)}:
-            archive_tails(connection, name)
+            archive_tails(connection, name, copies or Copies())
             theirs = connection.execute(
                 f"SELECT transaction_id, epoch + 1 FROM transactions WHERE {which}", (name, *known)
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -28,6 +29,8 @@ _log = logging.getLogger("bitactor.store")
 
 Rows = list[Any]
 Pulses = list[Pulse]
+ReadBlob = Callable[[bytes], bytes]
+"""Gives the blob of a name."""
 Value = TypeVar("Value")
 
 # Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
@@ -36,6 +39,7 @@ _PATIENCE: Final = 5.0
 
 
 _DEAD: Final = "(dead = 1 OR status = 'stuck')"
+_DATA_VERSION: Final = "PRAGMA data_version"
 _NO_UTF8: Final = "Could not decode to UTF-8"
 
 
@@ -103,6 +107,18 @@ class SqliteQueries(StoreQueries):
         rows = self._rows(sql, *values, max(limit, 0))
         return [transaction_from_row(row) for row in rows]
 
+    def decoded(self, frames: Mapping[str, bytes]) -> dict[str, Pulses]:
+        """The pulses of transactions of which these are all frames.  Those that cannot be read, or that name blobs,
+        which may be many and long, are not among them: `pulses` says why, or reads one at a time."""
+        found: dict[str, Pulses] = {}
+        with suppress(StoreError):
+            rows = self._read(lambda connection: [(name, _about(connection, name)) for name in frames])
+            for name, (root, workflow, is_open, digest) in rows:
+                with suppress(Exception):  # of bytes that are not what was written, anything
+                    require_sound(root, workflow, is_open)
+                    found[name] = self._decoded(root, workflow, digest, frames[name], _no_blob)
+        return found
+
     def _frames(self, connection: sqlite3.Connection, transaction: str) -> tuple[str, str, str, bytes] | None:
         with one_moment(connection):
             row = connection.execute(
@@ -122,13 +138,13 @@ class SqliteQueries(StoreQueries):
                 raise _damaged(transaction, error) from error
         return root, workflow, digest, data
 
-    def _decoded(self, root: str, workflow: str, digest: str, data: bytes) -> Pulses:
+    def _decoded(self, root: str, workflow: str, digest: str, data: bytes, blob: ReadBlob | None = None) -> Pulses:
         pulses: Pulses = []
         try:
             for frame in frames_in(data):
                 if frame.seq != len(pulses):
                     raise StoreError(f"pulse {frame.seq} is there")
-                found = self._pulses_of(frame, data, root, workflow)
+                found = self._pulses_of(frame, data, root, workflow, blob or self._blob)
                 if not pulses:
                     require_shape(found[0], digest)
                 pulses += found
@@ -157,17 +173,18 @@ class SqliteQueries(StoreQueries):
         for data, frame in found:
             name = frame.transaction.hex()
             try:
-                pulses += self._pulses_of(frame, data, *rows[name])
+                root, workflow = rows[name]
+                pulses += self._pulses_of(frame, data, root, workflow, self._blob)
             except Exception as error:  # of bytes that are not what was written, anything
                 _log.error("%s: pulses of transaction %s cannot be followed: %s", self._path, name, named_text(error))
         return Followed(pulses, cursor_of(place), more)
 
-    def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str) -> Pulses:
+    def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str, blob: ReadBlob) -> Pulses:
         try:
-            return pulses_of(frame, data, root, workflow, self.words.words, self._blob)
+            return pulses_of(frame, data, root, workflow, self.words.words, blob)
         except KeyError:  # a word that another process added
             self._read(self.words.load)
-            return pulses_of(frame, data, root, workflow, self.words.words, self._blob)
+            return pulses_of(frame, data, root, workflow, self.words.words, blob)
 
     def _blob(self, name: bytes) -> bytes:
         return self._read(lambda connection: read_blob(connection, name))
@@ -195,6 +212,17 @@ class SqliteQueries(StoreQueries):
             raise store_error(error, self._path) from error
         except UnicodeEncodeError as error:
             raise StoreError(f"{self._path}: asked for what is no text: {error}") from error
+
+
+def _about(connection: sqlite3.Connection, transaction: str) -> Any:
+    row = connection.execute(
+        "SELECT root, workflow, open, digest FROM transactions WHERE transaction_id = ?", (transaction,)
+    ).fetchone()
+    return row or (None, None, None, None)
+
+
+def _no_blob(name: bytes) -> bytes:
+    raise StoreError(f"blob {name.hex()} is not read here")
 
 
 def _piece(transaction: str, seq: int, connection: sqlite3.Connection) -> tuple[bytes, bool]:
@@ -259,12 +287,23 @@ class SqliteReader(SqliteQueries):
 
     @override
     def follow(self, cursor: str | None = None) -> Followed:
-        [[version]] = self._rows("PRAGMA data_version")
+        version = self._version()
         if cursor and (cursor, version) == self._seen:
             return Followed([], cursor, False)
         followed = super().follow(cursor)
         self._seen = ("", 0) if followed.more else (followed.cursor, version)
         return followed
+
+    def _version(self) -> int:
+        """A number that changes with each commit of others."""
+        try:
+            if self._connection is not None:
+                version: int = self._connection.execute(_DATA_VERSION).fetchone()[0]
+                return version
+        except sqlite3.Error:  # tried again as any other question is, or told
+            pass
+        [[version]] = self._rows(_DATA_VERSION)
+        return version
 
     def each_pulse(self, transaction: str) -> Iterator[Pulse]:
         """The pulses of a transaction, one after the other; of a long one only some are in memory at a time.
@@ -281,7 +320,8 @@ class SqliteReader(SqliteQueries):
                 for frame in frames_in(data):
                     if frame.seq != seq:
                         raise StoreError(f"pulse {seq} is missing")
-                    pulses = self._pulses_of(frame, data, row.root if row else "", row.workflow if row else "")
+                    root, workflow = (row.root, row.workflow) if row else ("", "")
+                    pulses = self._pulses_of(frame, data, root, workflow, self._blob)
                     seq += len(pulses)
                     yield from pulses
                 if seq == begun and not ended:

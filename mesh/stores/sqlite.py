@@ -28,6 +28,7 @@ from bitactor.ports import Claim, Refusal, Store, StoreFault, StoreQueries, Tran
 from mesh.stores.audit import Inspector
 from mesh.stores.database import Value, connect, is_busy, retry_while_busy, sleep_through, store_error, tries
 from mesh.stores.journal.migration import migrating
+from mesh.stores.journal.takeover import Copies
 from mesh.stores.lease import (
     HUNG_AFTER,
     LeaseThread,
@@ -255,9 +256,15 @@ class SqliteStore(Store):
         Raises:
             StoreError: the file cannot be written.
         """
-        return self._queries.ask(
-            lambda connection: claim(connection, self._owner, self._observer, self._wall_ns(), shapes)
-        )
+
+        def take_over(connection: sqlite3.Connection) -> tuple[list[Claim], Copies]:
+            copies = Copies()  # anew each time it is tried
+            return claim(connection, self._owner, self._observer, self._wall_ns(), shapes, copies), copies
+
+        claims, copies = self._queries.ask(take_over)
+        claimed = {one.transaction for one in claims}
+        read = self._queries.decoded({name: frames for name, frames in copies.frames.items() if name in claimed})
+        return [one._replace(pulses=read.get(one.transaction)) for one in claims] if read else claims
 
     @override
     async def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:

@@ -15,14 +15,14 @@ import logging
 import sqlite3
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from bitactor.errors import BitActorError, DuplicateTransaction, StoreError
 from bitactor.ports import Refusal, Write
 from mesh.stores.journal.blobs import keep_blobs
 from mesh.stores.journal.frames import GENESIS, Blobs, Digest, LeanPacker, digest_of, make_frame
 from mesh.stores.journal.parts import log_body, log_id, part_body
-from mesh.stores.journal.state import JournalState, conflict
+from mesh.stores.journal.state import Held, JournalState, conflict
 from mesh.stores.journal.tail import Tail, id_bytes, read_tail
 from mesh.stores.journal.takeover import INSERT_PART
 from mesh.stores.journal.words import Words
@@ -43,32 +43,8 @@ _new = tuple.__new__
 """Builds a named tuple in half the time of calling its class; for the tuples that every hop needs."""
 
 
-class PreparedWrite(NamedTuple):
-    """A write with its pulses packed, or the error for which it has none."""
-
-    write: Write
-    body: bytes
-    """The pulses of its frame; empty without any."""
-    blobs: Blobs | None
-    """Tokens that are too long for a frame."""
-    error: Exception | None
-
-
-class _Held:
-    """An open transaction that is ours, as the journal has it, with its frames that are only in the log."""
-
-    __slots__ = ("frames", "head", "log_from", "name", "part_seq", "size", "state")
-
-    def __init__(self, name: bytes, state: JournalState, tail: Tail) -> None:
-        self.name = name
-        """The transaction's id, as bytes."""
-        self.state = state
-        self.head = tail.head
-        self.frames = tail.frames
-        self.size = sum(map(len, tail.frames))
-        self.part_seq = tail.part_seq
-        self.log_from = tail.log_from
-        """The log's row from which its frames are; 0: it has none there."""
+PreparedWrite = tuple[Write, bytes, Blobs | None, Exception | None]
+"""A write, its pulses as a frame's body (empty without any), tokens too long for that; or why it cannot be kept."""
 
 
 class _Draft:
@@ -76,7 +52,7 @@ class _Draft:
 
     __slots__ = ("added", "archived", "changed", "created", "head", "held", "state", "updated_ns")
 
-    def __init__(self, held: _Held) -> None:
+    def __init__(self, held: Held) -> None:
         self.held = held
         self.state = held.state
         self.head = held.head
@@ -124,7 +100,7 @@ class Writer:
         self._rows: deque[int] = deque()  # bytes of the log's rows up to the newest
         self._next_row = log_id(number, 1)
         # Open transactions that are ours and were written to; those to be read again are not among them
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         # The first row of the log in which each has frames, oldest first; also of those to be read again
         self._log_from: dict[str, int] = {}
         self._bytes = 0
@@ -138,7 +114,7 @@ class Writer:
 
     def prepare(self, writes: Iterable[Write]) -> list[PreparedWrite]:
         """The writes with their pulses packed now, so that nothing changes them any more."""
-        items = []
+        items: list[PreparedWrite] = []
         packer = self._packer
         pack_pulses = packer.pack
         for write in writes:
@@ -147,10 +123,10 @@ class Writer:
                 blobs = None
                 if packer.blobs:
                     blobs, packer.blobs = packer.blobs, {}
-                items.append(_new(PreparedWrite, (write, body, blobs, None)))
+                items.append((write, body, blobs, None))
             except (BitActorError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 refusal = StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
-                items.append(PreparedWrite(write, b"", None, refusal))
+                items.append((write, b"", None, refusal))
         return items
 
     def commit(self, connection: sqlite3.Connection, items: Sequence[PreparedWrite]) -> tuple[list[Refusal], int]:
@@ -192,7 +168,7 @@ class Writer:
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            self.invalidate(item.write.transaction for item in items)
+            self.invalidate(write.transaction for write, *_ in items)
             raise
         self._apply(batch, len(body), deleted)
         return batch.refusals, len(body)
@@ -216,9 +192,9 @@ class Writer:
         self._rows.append(0)
         return True
 
-    def _old(self) -> dict[str, _Held | None]:
+    def _old(self) -> dict[str, Held | None]:
         """What the log has had for longest, to be taken to the archive, if the log is long; None: to be read again."""
-        old: dict[str, _Held | None] = {}
+        old: dict[str, Held | None] = {}
         if self._bytes > LOG_BYTES:
             middle, taken = self._next_row - len(self._rows) // 2, 0
             for transaction, log_from in self._log_from.items():
@@ -270,7 +246,7 @@ class Writer:
 class _Batch:
     """A database transaction in the making, with the writes of one commit."""
 
-    def __init__(self, owner: str, held: Mapping[str, _Held], connection: sqlite3.Connection, row: int) -> None:
+    def __init__(self, owner: str, held: Mapping[str, Held], connection: sqlite3.Connection, row: int) -> None:
         self._owner = owner
         self._held = held
         self._refused: dict[str, Exception] = {}
@@ -291,42 +267,77 @@ class _Batch:
             self.begun = True
             require_lease(self.connection, self._owner)
 
-    def write(self, items: Iterable[PreparedWrite]) -> None:
+    def write(self, items: Sequence[PreparedWrite]) -> None:
         """Make the frames of the items, and rows for transactions that begin; refuse what has to be."""
-        drafts, frames = self.drafts, self.frames
-        refused = self._refused
-        for index, (write, body, blobs, error) in enumerate(items):
-            transaction, epoch, pulses, status, is_open, _, dead = write
-            if error is not None or (refused and transaction in refused):
-                self._refuse(index, transaction, error or refused[transaction])
-                continue
-            draft = drafts.get(transaction) or self._draft(write)
-            if type(draft) is not _Draft:
-                self._refuse(index, transaction, draft)
-                continue
-            was_epoch, was, was_open, next_seq, was_dead, other_owner = draft.state
-            if epoch != was_epoch or other_owner or not pulses or pulses[0].seq != next_seq:
-                error = conflict(write, draft.state)
-                if error is not None:
-                    self._refuse(index, transaction, error)
-                    continue
-            if body:
-                frame = make_frame(draft.held.name, next_seq, len(pulses), pulses[0].at_ns, draft.head, body)
-                draft.head = digest_of(frame)
-                draft.added.append(frame)
-                frames.append(frame)
-            if blobs:
-                self.begin()
-                keep_blobs(self.connection, transaction, blobs)
-            if status != was or is_open != was_open or epoch != was_epoch or dead != was_dead:
-                self.begin()
-                draft.changed = True
-                if pulses and status != was:
-                    draft.updated_ns = pulses[-1].at_ns
-            draft.state = _new(JournalState, (epoch, status, is_open, next_seq + len(pulses), dead, ""))
-            drafts[transaction] = draft
+        index = self._write_hops(items, 0)
+        while index < len(items):
+            self._write(index, items[index])
+            index = self._write_hops(items, index + 1)
 
-    def keep_transactions(self, old: Mapping[str, _Held | None]) -> None:
+    def _write_hops(self, items: Sequence[PreparedWrite], index: int) -> int:
+        """Make the frames of items from this one on, as long as they do no more than add pulses to what is held, which
+        is right once this is committed (else nobody believes it); returns where that ends."""
+        all_held, drafts, refused, frames = self._held, self.drafts, self._refused, self.frames
+        for write, body, blobs, _ in items[index:] if index else items:
+            transaction, epoch, pulses, status, is_open, _, dead = write[:]
+            held = all_held.get(transaction)
+            if (
+                held is None
+                or not body
+                or blobs is not None
+                or pulses[0].seq != held.next_seq
+                or status != held.status
+                or epoch != held.epoch
+                or is_open != held.open
+                or dead != held.dead
+                or held.size > PART_BYTES
+                or not held.log_from
+                or transaction in drafts
+                or transaction in refused
+            ):
+                break
+            frame = make_frame(held.name, held.next_seq, len(pulses), pulses[0].at_ns, held.head, body)
+            held.head = digest_of(frame)
+            held.next_seq += len(pulses)
+            held.frames.append(frame)
+            held.size += len(frame)
+            frames.append(frame)
+            index += 1
+        return index
+
+    def _write(self, index: int, item: PreparedWrite) -> None:
+        """Make the frame of an item, and whatever else it is about, or refuse it."""
+        write, body, blobs, error = item
+        transaction, epoch, pulses, status, is_open, _, dead = write
+        if error is not None or transaction in self._refused:
+            self._refuse(index, transaction, error or self._refused[transaction])
+            return
+        draft = self.drafts.get(transaction) or self._draft(write)
+        if type(draft) is not _Draft:
+            self._refuse(index, transaction, draft)
+            return
+        was_epoch, was, was_open, next_seq, was_dead, other_owner = draft.state
+        odd = epoch != was_epoch or other_owner or not pulses or pulses[0].seq != next_seq
+        if odd and (error := conflict(write, draft.state)) is not None:
+            self._refuse(index, transaction, error)
+            return
+        if body:
+            frame = make_frame(draft.held.name, next_seq, len(pulses), pulses[0].at_ns, draft.head, body)
+            draft.head = digest_of(frame)
+            draft.added.append(frame)
+            self.frames.append(frame)
+        if blobs:
+            self.begin()
+            keep_blobs(self.connection, transaction, blobs)
+        if status != was or is_open != was_open or epoch != was_epoch or dead != was_dead:
+            self.begin()
+            draft.changed = True
+            if pulses and status != was:
+                draft.updated_ns = pulses[-1].at_ns
+        draft.state = _new(JournalState, (epoch, status, is_open, next_seq + len(pulses), dead, ""))
+        self.drafts[transaction] = draft
+
+    def keep_transactions(self, old: Mapping[str, Held | None]) -> None:
         """Write what has changed of the transactions; to the archive goes what settles, has grown, or is `old`."""
         drafts = self.drafts
         for transaction, held in old.items():
@@ -373,9 +384,9 @@ class _Batch:
         """The transaction as the journal has it, or why the write cannot be made."""
         transaction = write.transaction
         held = self._held.get(transaction)
-        if held is not None and held.log_from:
+        if held is not None and held.log_from and held.size <= PART_BYTES:
             return _Draft(held)
-        self.begin()  # its row is to say from where on it is in the log
+        self.begin()  # its row is to say from where on it is in the log, or it goes to the archive
         if held is not None:
             return _Draft(held)
         if write.pulses and write.pulses[0].seq == 0:
@@ -393,7 +404,7 @@ class _Batch:
         try:
             tail = _UNBEGUN if other_owner else read_tail(self.connection, transaction)
             state = JournalState(epoch, status, bool(is_open), tail.next_seq, bool(dead), other_owner)
-            return _Draft(_Held(id_bytes(transaction), state, tail))
+            return _Draft(Held(id_bytes(transaction), state, tail))
         except (StoreError, ValueError) as error:
             return error
 
@@ -405,7 +416,7 @@ class _Batch:
         except _ROW_ERRORS as error:
             return self._refusal(write, error)
         state = JournalState(write.epoch, write.status, write.open, 0, write.dead)
-        draft = _Draft(_Held(name, state, _UNBEGUN._replace(frames=[])))
+        draft = _Draft(Held(name, state, _UNBEGUN._replace(frames=[])))
         draft.created = True
         return draft
 

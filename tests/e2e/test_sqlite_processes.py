@@ -15,10 +15,9 @@ from typing import IO
 import pytest
 
 from bitactor.ports import Claim
-from mesh.runtime.settled import at_once
 from mesh.stores import SqliteReader, SqliteStore
 from tests import warm
-from tests.store_writes import BOUND, Loop, Told, first, fresh, hop
+from tests.store_writes import BOUND, Loop, Told, first, fresh, hop, taken
 
 PRELUDE = """
 import asyncio, os, sys, resource
@@ -198,7 +197,7 @@ def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_half(
         assert seqs == list(range(len(seqs)))
         assert len(seqs) > acknowledged.get(row.transaction, -1)
         assert len(seqs) % 3 == 2, "two pulses in the first write, three in every other"
-    assert sorted(at_once(heir.claim())) == sorted(Claim(row.transaction, 1) for row in rows)
+    assert sorted(taken(heir.claim())) == sorted(Claim(row.transaction, 1) for row in rows)
 
 
 def test_two_processes_write_one_file_and_both_get_through(path: Path, start: Starter) -> None:
@@ -245,7 +244,7 @@ def test_a_process_that_was_fenced_is_told_so(durability: str, path: Path, start
     later.open("heir")
     with closing(sqlite3.connect(path, isolation_level=None, timeout=BOUND)) as somebody:
         somebody.execute("UPDATE owners SET boot_id = 'another' WHERE owner = 'away'")
-    assert at_once(later.claim()) == [Claim(transaction, 1)]
+    assert taken(later.claim()) == [Claim(transaction, 1)]
     child.go_on()
     assert child.hear() == "StaleOwner"
     assert child.process.wait(BOUND) == 0
@@ -268,7 +267,7 @@ def test_hops_after_a_takeover_carry_on_where_the_dead_left_off(path: Path, star
     transaction = child.hear()
     child.end()
     heir.open("heir")
-    assert at_once(heir.claim()) == [Claim(transaction, 1)]
+    assert taken(heir.claim()) == [Claim(transaction, 1)]
     told = Told()
     heir.append([hop(transaction, 2, epoch=1)], told.done())
     assert told.outcomes == [(0, [], None)]

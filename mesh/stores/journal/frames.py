@@ -43,6 +43,9 @@ _EXT_VALUE: Final = 17  # MessagePack extension code of a value only the codec k
 _EXT_BLOB: Final = 18  # MessagePack extension code of a token that is kept as a blob, by its hash
 _HASH_BYTES: Final = 16
 
+_new = tuple.__new__
+"""Builds a named tuple in half the time of calling its class; for the tuples of which a journal has millions."""
+
 Blobs = dict[bytes, bytes]
 """Tokens that are too long for a frame, by their hash."""
 
@@ -174,12 +177,11 @@ def pulses_of(
             token_in = Packed(token_in)
         if type(token_out) is bytes:
             token_out = Packed(token_out)
-        pulses.append(
-            Pulse(
-                transaction, root, workflow, seq, hop, tuple(causes), kind, step, spawn, direction,
-                attempt, ttl, frame.at_ns + after_ns, elapsed_ns, token_in, token_out, error, data, digest,
-            )
+        fields = (
+            transaction, root, workflow, seq, hop, tuple(causes), kind, step, spawn, direction,
+            attempt, ttl, frame.at_ns + after_ns, elapsed_ns, token_in, token_out, error, data, digest,
         )  # fmt: skip
+        pulses.append(_new(Pulse, fields))
     if len(pulses) != frame.pulses:
         raise StoreError(f"a frame has {len(pulses)} pulses and says {frame.pulses}")
     return pulses
@@ -220,8 +222,23 @@ def frames_in(data: bytes, of: bytes | None = None) -> Iterator[Frame]:
         if length <= header or end > size:
             raise StoreError(f"no frame at byte {position} of {size}")
         if of is None or transaction == of:
-            yield Frame(position, end, transaction, seq, pulses, at_ns, before)
+            yield _new(Frame, (position, end, transaction, seq, pulses, at_ns, before))
         position = end
+
+
+def last_frame_at(data: bytes) -> int:
+    """Where the last of the frames that stand in `data` begins; 0 if there is none.
+
+    Raises:
+        StoreError: what is there is no frame.
+    """
+    begin, position, size = 0, 0, len(data)
+    while position < size:
+        begin = position
+        position += int.from_bytes(data[begin : begin + ID_AT], "little")
+        if not begin + HEADER_BYTES < position <= size:
+            raise StoreError(f"no frame at byte {begin} of {size}")
+    return begin
 
 
 def word_of(data: Sequence[Any]) -> Word:

@@ -1,4 +1,4 @@
-"""The state of a transaction as a journal has it, and which writes follow from it."""
+"""What a journal has of a transaction, as far as its next write must know it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from bitactor.errors import DuplicateTransaction, StaleOwner, StoreError
 from bitactor.ports import Write
+from mesh.stores.journal.tail import Tail
 
 
 class JournalState(NamedTuple):
@@ -18,6 +19,35 @@ class JournalState(NamedTuple):
     dead: bool = False
     other_owner: str = ""
     """The transaction's owner, if it is open and not ours; else empty."""
+
+
+class Held:
+    """An open transaction that is ours, as the journal has it, with its frames that are only in the log."""
+
+    __slots__ = (
+        "dead", "epoch", "frames", "head", "log_from", "name", "next_seq", "open", "other_owner", "part_seq", "size",
+        "status",
+    )  # fmt: skip
+
+    def __init__(self, name: bytes, state: JournalState, tail: Tail) -> None:
+        self.name = name
+        """The transaction's id, as bytes."""
+        self.state = state
+        self.head = tail.head
+        self.frames = tail.frames
+        self.size = sum(map(len, tail.frames))
+        self.part_seq = tail.part_seq
+        self.log_from = tail.log_from
+        """The log's row from which its frames are; 0: it has none there."""
+
+    @property
+    def state(self) -> JournalState:
+        """Its state; each part is an attribute of its own, of which a hop changes one."""
+        return JournalState(self.epoch, self.status, self.open, self.next_seq, self.dead, self.other_owner)
+
+    @state.setter
+    def state(self, state: JournalState) -> None:
+        self.epoch, self.status, self.open, self.next_seq, self.dead, self.other_owner = state
 
 
 def conflict(

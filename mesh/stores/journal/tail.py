@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from bitactor.errors import StoreError
-from mesh.stores.journal.frames import GENESIS, Digest, Frame, digest_of, frames_in
+from mesh.stores.journal.frames import GENESIS, Digest, Frame, digest_of, frames_in, last_frame_at
 from mesh.stores.journal.parts import (
     COMMIT_BITS,
     end_of_log,
@@ -129,10 +129,7 @@ def _last_digest(parts: list[bytes]) -> Digest:
     """The digest of the last frame in these parts."""
     if not parts:
         return GENESIS
-    start = 0
-    for frame in frames_in(parts[-1]):
-        start = frame.start
-    return digest_of(memoryview(parts[-1])[start:])
+    return digest_of(memoryview(parts[-1])[last_frame_at(parts[-1]) :])
 
 
 def _tail_in_log(connection: sqlite3.Connection, transaction: str, log_from: int, seq: int, head: Digest) -> Tail:

@@ -11,7 +11,11 @@ from typing import Final
 from bitactor.errors import StoreError
 from mesh.stores.journal.frames import GENESIS, Digest
 from mesh.stores.journal.parts import COMMIT_BITS, end_of_log, part_body
-from mesh.stores.journal.tail import id_bytes, tails_in_log
+from mesh.stores.journal.tail import Tail, id_bytes, tails_in_log
+
+MOST_COPIES: Final = 1_000
+"""Transactions of which a takeover hands on what it has read."""
+COPIED_BYTES: Final = 32 * 1024 * 1024
 
 _log = logging.getLogger("bitactor.store")
 
@@ -33,7 +37,23 @@ _ODD: Final = (
 """Those of which nobody knows where in the log they are."""
 
 
-def archive_tails(connection: sqlite3.Connection, owner: str) -> None:
+class Copies:
+    """What a takeover has read of transactions that were only in the log, so that it need not be read again: of some,
+    as many as fit."""
+
+    def __init__(self) -> None:
+        self.frames: dict[str, bytes] = {}
+        """Transaction → all its frames."""
+        self._bytes = 0
+
+    def add(self, transaction: str, tail: Tail, frames: bytes) -> None:
+        """Keep the frames of a transaction, if these are all it has and there is room."""
+        if not tail.part_seq and len(self.frames) < MOST_COPIES and self._bytes + len(frames) <= COPIED_BYTES:
+            self.frames[transaction] = frames
+            self._bytes += len(frames)
+
+
+def archive_tails(connection: sqlite3.Connection, owner: str, copies: Copies) -> None:
     """Copy to the archive what this owner's open transactions have only in the log, and delete its log; inside the
     database transaction that takes them from it.  What is damaged stays in the log, and the log with it."""
     for (transaction,) in connection.execute(_ODD, (owner,)).fetchall():
@@ -44,7 +64,7 @@ def archive_tails(connection: sqlite3.Connection, owner: str) -> None:
     rows = connection.execute(_OPEN, (owner,)).fetchall()
     groups = [(number, [*group]) for number, group in groupby(rows, key=lambda row: row[1] >> COMMIT_BITS)]
     for number, group in groups:
-        _archive(connection, owner, number, group)
+        _archive(connection, owner, number, group, copies)
     _delete(connection, owner, {number for number, _ in groups})
 
 
@@ -64,7 +84,7 @@ def _delete(connection: sqlite3.Connection, owner: str, numbers: set[int]) -> No
                 connection.execute(_DELETE, (number << COMMIT_BITS, end_of_log(number << COMMIT_BITS)))
 
 
-def _archive(connection: sqlite3.Connection, owner: str, number: int, group: Iterable[_Open]) -> None:
+def _archive(connection: sqlite3.Connection, owner: str, number: int, group: Iterable[_Open], copies: Copies) -> None:
     """Copy to the archive what these have in the log of this number, but for what is damaged."""
     bounds = (number << COMMIT_BITS, end_of_log(number << COMMIT_BITS))
     (last,) = connection.execute("SELECT max(id) FROM log WHERE id >= ? AND id < ?", bounds).fetchone()
@@ -72,9 +92,11 @@ def _archive(connection: sqlite3.Connection, owner: str, number: int, group: Ite
     for transaction, tail in found.items():
         error: Exception | None = tail if isinstance(tail, StoreError) else None
         if not isinstance(tail, StoreError):
-            body = part_body(id_bytes(transaction), tail.part_seq, tail.next_seq, last, b"".join(tail.frames))
+            frames = b"".join(tail.frames)
+            body = part_body(id_bytes(transaction), tail.part_seq, tail.next_seq, last, frames)
             try:
                 connection.execute(INSERT_PART, (transaction, tail.part_seq, tail.next_seq, last, body))
+                copies.add(transaction, tail, frames)
             except sqlite3.IntegrityError:  # the number of a part in the archive is another
                 error = StoreError(f"the archive has a part from pulse {tail.part_seq} on, and that is not its end")
         if isinstance(tail, StoreError) or error is not None:

@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitactor.messages.codec import encode_token
 from bitactor.messages.pulse import Pulse
 from bitactor.ports import Write
 from mesh.runtime.settled import at_once
 from mesh.stores import SqliteReader, SqliteStore, write
+from mesh.stores.journal import frames, takeover
 from tests.amounts import examples
 from tests.store_writes import Loop, Told, first, fresh, hop, last, pulse
 
@@ -53,7 +55,9 @@ class Model:
         self.store = SqliteStore(self.path, notify=Loop().notify, lease=3_600)  # nobody renews it meanwhile
         self.stores.append(self.store)
         self.store.open(f"owner-{self.owners}")
-        self.epochs.update((claim.transaction, claim.epoch) for claim in at_once(self.store.claim()))
+        for claim in at_once(self.store.claim()):
+            self.epochs[claim.transaction] = claim.epoch
+            assert claim.pulses is None or claim.pulses == self.kept[claim.transaction]
 
     def append(self, *writes: Write) -> None:
         told = Told()
@@ -144,5 +148,33 @@ def test_whatever_is_acknowledged_is_read_and_followed(
     with closing(sqlite3.connect(model.path)) as connection:
         [(size,)] = connection.execute("SELECT coalesce(sum(length(body)), 0) FROM log")
         assert size < 40_000
+    for store in model.stores:
+        store.close()
+
+
+def test_a_claim_has_the_pulses_that_were_read_of_it_if_they_are_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "LOG_BYTES", 1_000_000)
+    monkeypatch.setattr(takeover, "MOST_COPIES", 3)
+    monkeypatch.setattr(frames, "BLOB_BYTES", 100)
+    model = Model(tmp_path / "pulses.db")
+    long, *others, named = [fresh() for _ in range(6)]
+    model.append(*(model.write(name, "hop") for name in (long, *others, named)))
+    for _ in range(3):
+        model.append(model.write(long, "large"))
+    seq = len(model.kept[named])
+    token = encode_token("x" * 200)
+    model.append(Write(named, 0, (pulse(named, seq, "completed", token_out=token),), "running", True))
+    with closing(sqlite3.connect(model.path)) as connection, connection:
+        connection.execute("UPDATE owners SET expires_ns = 0")
+    heir = SqliteStore(model.path, notify=Loop().notify, lease=3_600)
+    with closing(heir):
+        heir.open("heir")
+        claims = at_once(heir.claim())
+        assert [claim.transaction for claim in claims] == [long, *others, named]
+        handed = {claim.transaction: claim.pulses for claim in claims if claim.pulses is not None}
+        assert handed == {name: model.kept[name] for name in others[:3]}
+        assert all(heir.reader().pulses(name) == model.kept[name] for name in model.kept)
     for store in model.stores:
         store.close()

@@ -23,7 +23,7 @@ from mesh.stores import MemoryStore, SqliteReader, SqliteStore, open_reader, ope
 from mesh.stores.lease import identify, process_started
 from registry.support.clock import monotonic_ns
 from tests.store_faults import Disk
-from tests.store_writes import BOUND, Loop, Told, first, fresh, hop, last, pulse
+from tests.store_writes import BOUND, Loop, Told, first, fresh, hop, last, pulse, taken
 
 HOUR_NS = 3_600 * 10**9
 
@@ -253,7 +253,7 @@ def watch(store: SqliteStore, clock: Wall, seconds: float, lease: float = 3_600.
     """Ask for claims every half a lease for so long, as recovery does, until there are some."""
     for _ in range(round(seconds / (lease / 2))):
         clock.now_ns += round(lease / 2 * 1e9)
-        if claims := at_once(store.claim()):
+        if claims := taken(store.claim()):
             return claims
     return []
 
@@ -312,7 +312,7 @@ def test_an_owner_whose_process_is_gone_is_dead_at_once(opened: Opener, loop: Lo
     child.wait(BOUND)
     _pretend(people, "dead", pid=child.pid, boot_id=identify().boot_id, expires_ns=wall.now_ns + HOUR_NS)
     heir = opened("heir")
-    assert at_once(heir.claim()) == [Claim(running, 1)]
+    assert taken(heir.claim()) == [Claim(running, 1)]
     assert at_once(heir.claim()) == []
     row = heir.reader().get(running)
     assert row is not None and (row.owner, row.epoch) == ("heir", 1)
@@ -329,7 +329,7 @@ def test_a_pid_given_to_a_later_process_is_not_taken_for_the_owner(opened: Opene
     transaction = fresh()
     _keep(opened("dead"), loop, first(transaction))
     people("UPDATE owners SET process_started = process_started - 1")
-    assert at_once(opened("heir").claim()) == [Claim(transaction, 1)]
+    assert taken(opened("heir").claim()) == [Claim(transaction, 1)]
 
 
 def test_a_zombie_is_not_running() -> None:
@@ -362,7 +362,7 @@ def test_an_owner_that_cannot_be_seen_is_dead_when_its_lease_has_run_out(
     away.close()
     wall.now_ns += 25 * HOUR_NS
     _pretend(people, "heir", pid=1, boot_id="another boot", expires_ns=1)
-    assert at_once(opened("third").claim()) == [Claim(transaction, 2)], "of an earlier boot, when a store is opened"
+    assert taken(opened("third").claim()) == [Claim(transaction, 2)], "of an earlier boot, when a store is opened"
     assert people("SELECT owner FROM owners") == [("heir",), ("third",)], "fenced rows are kept for a day, or once"
 
 
@@ -371,7 +371,7 @@ def test_open_transactions_without_any_owner_are_claimed(opened: Opener, loop: L
     lost = opened("lost")
     _keep(lost, loop, *[first(transaction) for transaction in transactions])
     people("DELETE FROM owners")
-    assert at_once(opened("heir").claim()) == [Claim(transaction, 1) for transaction in transactions]
+    assert taken(opened("heir").claim()) == [Claim(transaction, 1) for transaction in transactions]
     _, error = _append(lost, loop, hop(transactions[0], 2))
     assert isinstance(error, StaleOwner)
 
@@ -380,7 +380,7 @@ def test_what_a_closed_store_left_open_can_be_claimed_at_once(opened: Opener, lo
     leaving, heir, transaction = opened("leaving"), opened("heir"), fresh()
     _keep(leaving, loop, first(transaction))
     leaving.close()
-    assert at_once(heir.claim()) == [Claim(transaction, 1, given_back=True)]
+    assert taken(heir.claim()) == [Claim(transaction, 1, given_back=True)]
 
 
 def test_only_what_began_in_a_given_shape_is_claimed(opened: Opener, loop: Loop, people: People) -> None:
@@ -393,14 +393,14 @@ def test_only_what_began_in_a_given_shape_is_claimed(opened: Opener, loop: Loop,
     )
     dead.close()
     heir, shapes = opened("heir"), {"users.signup": "abcdef"}
-    assert at_once(heir.claim(shapes)) == [Claim(ours, 1, given_back=True)]
+    assert taken(heir.claim(shapes)) == [Claim(ours, 1, given_back=True)]
     assert at_once(heir.claim(shapes)) == []
     assert [row.transaction for row in at_once(heir.unclaimed(shapes))] == [theirs]
     assert at_once(heir.unclaimed(shapes, limit=0)) == at_once(heir.unclaimed({})) == []
     old = opened("old")
-    assert at_once(old.claim({"users.signup": "of another release"})) == [Claim(theirs, 1, given_back=True)]
+    assert taken(old.claim({"users.signup": "of another release"})) == [Claim(theirs, 1, given_back=True)]
     assert at_once(heir.unclaimed(shapes)) == []
-    assert at_once(old.claim()) == [Claim(unknown, 1, given_back=True)]
+    assert taken(old.claim()) == [Claim(unknown, 1, given_back=True)]
     assert people("SELECT owner FROM owners ORDER BY owner") == [("heir",), ("old",)]
 
 
@@ -467,7 +467,7 @@ def test_an_owner_that_was_fenced_is_told_and_goes_on_under_another_name(
     refusals, error = _append(store, loop, hop(transaction, 2))
     assert error is None and isinstance(refusals[0].error, StaleOwner), "nothing is its own any more"
     people("DELETE FROM owners WHERE owner = 'owner-1'")
-    assert at_once(store.claim()) == [Claim(transaction, 1)], "until it is claimed"
+    assert taken(store.claim()) == [Claim(transaction, 1)], "until it is claimed"
     _keep(store, loop, hop(transaction, 2, epoch=1))
     (before,) = people("SELECT expires_ns FROM owners WHERE fenced = ''")
     _eventually(lambda: people("SELECT owner FROM owners") == [("owner-2",)])
