@@ -24,9 +24,23 @@ from typing import Final, Literal, get_args
 from typing_extensions import override
 
 from bitactor.errors import ConfigurationError, StaleOwner, StoreError, suggest
-from bitactor.ports import Claim, Refusal, Store, StoreFault, StoreQueries, TransactionRow, Write
+from bitactor.ports import (
+    Arrived,
+    Claim,
+    Due,
+    Message,
+    Refusal,
+    Sent,
+    Store,
+    StoreFault,
+    StoreQueries,
+    TransactionRow,
+    Write,
+)
 from mesh.stores.audit import Inspector
-from mesh.stores.database import connect, is_busy, retry_while_busy, sleep_through, store_error, tries
+from mesh.stores.database import Value, connect, is_busy, retry_while_busy, sleep_through, store_error, tries
+from mesh.stores.journal.forget import forget
+from mesh.stores.journal.inbox import pack_message, send_message
 from mesh.stores.journal.migration import migrating
 from mesh.stores.lease import (
     HUNG_AFTER,
@@ -42,7 +56,16 @@ from mesh.stores.lease import (
 from mesh.stores.liveness import Observer, bounds_of
 from mesh.stores.read import OwnQueries
 from mesh.stores.store_file import StoreFile
-from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
+from mesh.stores.threads import (
+    CHECKPOINT_PAGES,
+    LONGEST_LOG,
+    Append,
+    Change,
+    CheckpointThread,
+    CommitThread,
+    Done,
+    make_changes,
+)
 from mesh.stores.write import Writer
 from registry.support.clock import monotonic_ns
 
@@ -212,7 +235,7 @@ class SqliteStore(Store):
         """`done` is called before this returns, or later on the loop's thread."""
         connection = self._connection
         if connection is None or self._refusal:
-            done((), StoreError(self._refusal or f"{self._path} is {'closed' if self._opened else 'not open'}"))
+            done((), self._refused())
             return
         items = self._writer.prepare(writes)
         if self._in_flight or not self._commits_on_caller:
@@ -262,6 +285,53 @@ class SqliteStore(Store):
             StoreError: the file cannot be written, or our lease was taken from us.
         """
         return self._queries.ask(lambda connection: reclaim(connection, self._owner, held, self._writer.invalidate))
+
+    @override
+    async def due(self, limit: int = 100) -> list[Due]:
+        return self._queries.due(self._owner, limit)
+
+    @override
+    async def send(self, message: Message) -> Sent:
+        packed = pack_message(message)
+        return await self._change(lambda connection: send_message(connection, packed))
+
+    @override
+    async def inbox(self, transaction: str) -> list[Message]:
+        return self._queries.inbox(transaction)
+
+    @override
+    async def arrived(self, after: int = 0, limit: int = 100) -> Arrived:
+        return self._queries.arrived(self._owner, after, limit)
+
+    @override
+    async def forget(self, before_ns: int, limit: int = 100) -> int:
+        return await self._change(lambda connection: forget(connection, before_ns, limit))
+
+    async def _change(self, make: Callable[[sqlite3.Connection], Value]) -> Value:
+        """What `make` returns, which changes the file inside a database transaction; kept as an append is, on this
+        thread or on the commit thread.
+
+        Raises:
+            StoreError: nothing was changed.
+        """
+        connection = self._connection
+        if connection is None or self._refusal:
+            raise self._refused()
+        if not self._in_flight and self._commits_on_caller:
+            try:
+                [value] = make_changes(connection, make)
+            except sqlite3.Error as error:
+                if not is_busy(error):
+                    raise store_error(error, self._path) from error
+            else:
+                self._checkpoint_thread.count_commit(0)
+                return value
+        answer: asyncio.Future[Value] = asyncio.get_running_loop().create_future()
+        self._submit(Change(make, answer))
+        return await answer
+
+    def _refused(self) -> StoreError:
+        return StoreError(self._refusal or f"{self._path} is {'closed' if self._opened else 'not open'}")
 
     @override
     def close(self) -> None:
@@ -361,17 +431,17 @@ class SqliteStore(Store):
         if self.on_fenced is not None and owner == self._owner and not self._closing:
             self.on_fenced(error)
 
-    def _submit(self, append: Append) -> None:
+    def _submit(self, item: Append | Change) -> None:
         self._in_flight += 1
-        self._commit_thread.submit(append)
+        self._commit_thread.submit(item)
 
     def _deliver(self) -> None:
         """Call the `done`s of what the commit thread did; on the loop's thread."""
         completions = self._commit_thread.completions
         while completions:
-            done, refusals, error = completions.popleft()
+            done, answer, error = completions.popleft()
             self._in_flight -= 1
             try:
-                done(refusals, error)
+                done(answer, error)
             except Exception:
                 _log.exception("%s: a callback of append raised", self._path)

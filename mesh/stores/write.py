@@ -15,11 +15,14 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from bitactor.errors import BitActorError, DuplicateTransaction, StaleOwner, StoreError
+from bitactor.errors import BitActorError, DuplicateTransaction, InboxChanged, StoreError
+from bitactor.messages.pulse import RECEIVING
 from bitactor.ports import Refusal, Write
 from mesh.stores.journal.blobs import keep_blobs
 from mesh.stores.journal.frames import GENESIS, Blobs, Digest, LeanPacker, digest_of, make_frame
+from mesh.stores.journal.inbox import read_messages
 from mesh.stores.journal.parts import log_body, log_id, part_body
+from mesh.stores.journal.state import JournalState, conflict
 from mesh.stores.journal.tail import Tail, id_bytes, read_tail
 from mesh.stores.journal.takeover import INSERT_PART
 from mesh.stores.journal.words import Words
@@ -47,18 +50,6 @@ class PreparedWrite(NamedTuple):
     blobs: Blobs | None
     """Tokens that are too long for a frame."""
     error: Exception | None
-
-
-class JournalState(NamedTuple):
-    """The state of a transaction in the journal, as far as its next write must know it."""
-
-    epoch: int
-    status: str
-    open: bool
-    next_seq: int
-    dead: bool = False
-    other_owner: str = ""
-    """The transaction's owner, if it is open and not ours; else empty."""
 
 
 class _Held:
@@ -104,10 +95,10 @@ _ROW_ERRORS: Final = (
 )  # fmt: skip
 
 _UNBEGUN: Final = Tail([], GENESIS, 0, 0, 0)
-_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
+_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?)"
 _UPDATE_TRANSACTION: Final = (
     "UPDATE transactions SET status = ?, open = ?, owner = ?, epoch = ?, updated_ns = max(updated_ns, ?), dead = ?,"
-    " log_from = ?, head = coalesce(?, head) WHERE transaction_id = ?"
+    " due_ns = ?, receives = ?, log_from = ?, head = coalesce(?, head) WHERE transaction_id = ?"
 )
 _INSERT_ROW: Final = "INSERT INTO log VALUES (?, ?)"
 _INSERT_ROW_ALONE: Final = (
@@ -275,7 +266,7 @@ class _Batch:
         drafts, frames = self.drafts, self.frames
         refused = self._refused
         for index, (write, body, blobs, error) in enumerate(items):
-            transaction, epoch, pulses, status, is_open, _, dead = write
+            transaction, epoch, pulses, status, is_open, _, dead, due_ns, receives, read, _ = write
             if error is not None or (refused and transaction in refused):
                 self._refuse(index, transaction, error or refused[transaction])
                 continue
@@ -283,9 +274,16 @@ class _Batch:
             if type(draft) is not _Draft:
                 self._refuse(index, transaction, draft)
                 continue
-            was_epoch, was, was_open, next_seq, was_dead, other_owner = draft.state
+            was_epoch, was, was_open, next_seq, was_dead, other_owner, was_due_ns, received = draft.state
+            receives = receives and status in RECEIVING
             if epoch != was_epoch or other_owner or not pulses or pulses[0].seq != next_seq:
                 error = conflict(write, draft.state)
+                if error is not None:
+                    self._refuse(index, transaction, error)
+                    continue
+            if read or (received and not receives):
+                self.begin()
+                error = read_messages(self.connection, write, closes=received and not receives)
                 if error is not None:
                     self._refuse(index, transaction, error)
                     continue
@@ -297,12 +295,17 @@ class _Batch:
             if blobs:
                 self.begin()
                 keep_blobs(self.connection, transaction, blobs)
-            if status != was or is_open != was_open or epoch != was_epoch or dead != was_dead:
+            if (
+                status != was or is_open != was_open or epoch != was_epoch
+                or dead != was_dead or due_ns != was_due_ns or receives != received
+            ):  # fmt: skip
                 self.begin()
                 draft.changed = True
                 if pulses and status != was:
                     draft.updated_ns = pulses[-1].at_ns
-            draft.state = _new(JournalState, (epoch, status, is_open, next_seq + len(pulses), dead, ""))
+            draft.state = _new(
+                JournalState, (epoch, status, is_open, next_seq + len(pulses), dead, "", due_ns, receives)
+            )
             drafts[transaction] = draft
 
     def keep_transactions(self, old: Mapping[str, _Held | None]) -> None:
@@ -344,8 +347,10 @@ class _Batch:
         return draft is not None and draft.archived
 
     def _update(self, transaction: str, draft: _Draft, log_from: int | None, head: Digest | None) -> None:
-        epoch, status, is_open, _, dead, _ = draft.state
-        values = (status, is_open, self._owner, epoch, draft.updated_ns, dead, log_from, head, transaction)
+        epoch, status, is_open, _, dead, _, due_ns, receives = draft.state
+        values = (
+            status, is_open, self._owner, epoch, draft.updated_ns, dead, due_ns, receives, log_from, head, transaction
+        )  # fmt: skip
         self.connection.execute(_UPDATE_TRANSACTION, values)
 
     def _draft(self, write: Write) -> _Draft | Exception:
@@ -363,27 +368,33 @@ class _Batch:
 
     def _read(self, transaction: str) -> _Draft | Exception:
         row = self.connection.execute(
-            "SELECT epoch, status, open, dead, owner FROM transactions WHERE transaction_id = ?", (transaction,)
+            "SELECT epoch, status, open, dead, owner, due_ns, receives FROM transactions WHERE transaction_id = ?",
+            (transaction,),
         ).fetchone()
         if row is None:
             return StoreError(f"transaction {transaction} is not in the journal")
-        epoch, status, is_open, dead, owner = row
+        epoch, status, is_open, dead, owner, due_ns, receives = row
         other_owner = owner if is_open and owner != self._owner else ""
         try:
             tail = _UNBEGUN if other_owner else read_tail(self.connection, transaction)
-            state = JournalState(epoch, status, bool(is_open), tail.next_seq, bool(dead), other_owner)
+            state = JournalState(
+                epoch, status, bool(is_open), tail.next_seq, bool(dead), other_owner, due_ns, bool(receives)
+            )
             return _Draft(_Held(id_bytes(transaction), state, tail))
         except (StoreError, ValueError) as error:
             return error
 
     def _create(self, write: Write) -> _Draft | Exception:
         """Begin a transaction; or why its row is not taken."""
+        if write.read:
+            return InboxChanged(f"transaction {write.transaction}: it has no messages before it begins")
+        receives = write.receives and write.status in RECEIVING
         try:
             name = id_bytes(write.transaction)
-            self.connection.execute(_INSERT_TRANSACTION, _transaction_row(write, self._owner, self.row))
+            self.connection.execute(_INSERT_TRANSACTION, _transaction_row(write, self._owner, self.row, receives))
         except _ROW_ERRORS as error:
             return self._refusal(write, error)
-        state = JournalState(write.epoch, write.status, write.open, 0, write.dead)
+        state = JournalState(write.epoch, write.status, write.open, 0, write.dead, "", write.due_ns, receives)
         draft = _Draft(_Held(name, state, _UNBEGUN._replace(frames=[])))
         draft.created = True
         return draft
@@ -408,36 +419,11 @@ class _Batch:
         return DuplicateTransaction(f"transaction {write.transaction} is in the journal already")
 
 
-def conflict(
-    write: Write, state: JournalState | None, others: str = ", by another process or twice"
-) -> Exception | None:
-    """Why a write must not be made, from what the journal holds of its transaction; `others` says by whom a pulse may
-    have been written before."""
-    transaction, epoch = write.transaction, write.epoch
-    creates = bool(write.pulses) and write.pulses[0].seq == 0
-    if state is None:
-        return None if creates else StoreError(f"transaction {transaction} is not in the journal")
-    if state.other_owner:
-        return StaleOwner(f"transaction {transaction} belongs to {state.other_owner!r}")
-    if epoch < state.epoch:
-        return StaleOwner(f"transaction {transaction} is in epoch {state.epoch}; this was decided in epoch {epoch}")
-    seq = write.pulses[0].seq if write.pulses else state.next_seq
-    if seq == state.next_seq:
-        return None
-    if creates:
-        return DuplicateTransaction(f"transaction {transaction} is in the journal already")
-    if seq < state.next_seq:
-        return StaleOwner(f"transaction {transaction}: pulse {seq} was written before{others}")
-    return StoreError(
-        f"transaction {transaction}: pulse {seq} follows pulse {state.next_seq - 1}; a write between was lost"
-    )
-
-
-def _transaction_row(write: Write, owner: str, log_from: int) -> tuple[str | int, ...]:
+def _transaction_row(write: Write, owner: str, log_from: int, receives: bool) -> tuple[str | int, ...]:
     accepted = write.pulses[0]
     parent = accepted.data.get("parent", "") if accepted.data else ""
     return (
         write.transaction, accepted.root, parent, accepted.workflow, accepted.digest, write.key, write.status,
         write.open, owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns, write.dead,
-        log_from,
+        log_from, write.due_ns, receives,
     )  # fmt: skip
