@@ -159,7 +159,7 @@ def statements(tmp_path_factory: pytest.TempPathFactory) -> int:
 
 
 def test_killed_at_every_statement(statements: int, tmp_path: Path) -> None:
-    step = amount(quick=47, long=1)
+    step = amount(quick=83, long=1)
     seen: set[str] = set()
     for at in range(step // 2 + 1, statements + 1, step):
         path = tmp_path / f"{at}.db"
