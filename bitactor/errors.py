@@ -34,6 +34,7 @@ BitActorError
 │   └── MalformedSignal
 ├── StoreError                 the journal could not be read or written
 │   ├── DamagedJournal         what it keeps of a transaction cannot be read back
+│   ├── InboxChanged           a write counts other messages than the transaction has
 │   └── StaleOwner             this process no longer owns the transaction
 └── ConfigurationError         an option is wrong, or not built yet
 """
@@ -243,6 +244,18 @@ class StoreError(BitActorError):
 
 class DamagedJournal(StoreError):
     """What the journal keeps of a transaction cannot be read back; asking again does not help."""
+
+
+class InboxChanged(StoreError):
+    """A write says that its transaction reads messages that are not there, or leaves another number of them unread than
+    it has by now; it is to be decided again.
+
+    `unread` is how many it has, beside those that it reads.
+    """
+
+    def __init__(self, message: str, unread: int = 0) -> None:
+        super().__init__(message)
+        self.unread = unread
 
 
 class StaleOwner(StoreError):

@@ -6,10 +6,15 @@ Every adapter of a port passes the port's contract suite in `tests/contract`.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from bitactor.errors import StaleOwner
-from bitactor.messages.pulse import Pulse
+from bitactor.messages.pulse import Pulse, masks_secrets
+
+INBOX_MESSAGES: Final = 1_000
+"""Unread messages that a store keeps for one transaction, at most."""
+INBOX_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of unread messages that a store keeps for one transaction, at most."""
 
 
 class TimerHandle(Protocol):
@@ -56,6 +61,14 @@ class Write(NamedTuple):
     """Idempotency key, given only in the first write; unique together with the workflow's name."""
     dead: bool = False
     """True: a step or signal of it ended in a tombstone `unroutable` or `poison`, by this write or before."""
+    due_ns: int = 0
+    """Wall time at which it must be looked at again, as nothing else may happen until then; 0: none."""
+    receives: bool = False
+    """True: it may be sent messages from now on, as long as its status is `running` or `halted`."""
+    read: Sequence[int] = ()
+    """The ids of the messages that it reads by this write; they are kept no more."""
+    unread: int = 0
+    """In the write from which on it receives no more: how many messages it leaves unread; they are dropped with it."""
 
 
 class Refusal(NamedTuple):
@@ -63,7 +76,7 @@ class Refusal(NamedTuple):
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks a refusal for
     error: Exception
-    """`DuplicateTransaction` (the key is taken) or `StaleOwner`."""
+    """`DuplicateTransaction` (the key is taken), `StaleOwner`, or `InboxChanged` (it counts other messages)."""
 
 
 class TransactionRow(NamedTuple):
@@ -128,8 +141,66 @@ class Followed(NamedTuple):
     """True: there is more at once."""
 
 
+class Due(NamedTuple):
+    """A transaction that must be looked at again."""
+
+    transaction: str
+    """The transaction's id."""
+    due_ns: int
+    """When, in nanoseconds since 1970."""
+
+
+@masks_secrets
+class Message(NamedTuple):
+    """A message to a transaction."""
+
+    transaction: str
+    """The id of the transaction that it is for."""
+    name: str
+    """The name under which it is received."""
+    body: bytes
+    """Its value, packed; a store keeps it as it is."""
+    key: str = ""
+    """With a key it is kept once, of those of one transaction and name; empty: each time that it is sent."""
+    sender: str = ""
+    """Who sent it."""
+    sent_ns: int = 0
+    """When, in nanoseconds since 1970."""
+    id: int = 0
+    """Its number, given by the store in the order in which messages are kept, never twice; 0: it has none yet."""
+
+
+class Sent(NamedTuple):
+    """What has become of a message that was sent."""
+
+    outcome: Literal["kept", "known", "conflict", "full", "closed", "unknown"]
+    """`kept`: it will be read, or counted as unread.  `known`: it was kept before, with this key and value.
+    `conflict`: its key was used before with another value.  `full`: there is no room for it.  `closed`: the transaction
+    receives none (any more).  `unknown`: there is no such transaction."""
+    id: int = 0
+    """The message's number, if it is `kept` or `known`."""
+    status: str = ""
+    """The status of the transaction, if it is `closed`."""
+
+
+class Arrived(NamedTuple):
+    """What a look for messages has found."""
+
+    messages: list[Message]
+    """Messages in the order in which they were kept."""
+    last: int
+    """The id from which the next look goes on."""
+
+
 _Rows = list[TransactionRow]
 _Claims = list[Claim]
+
+
+class Inbox(Protocol):
+    """What takes messages for a process that has no more than the store: a call may block its thread."""
+
+    def send(self, message: Message) -> Sent:
+        """Keep a message for its transaction, as `Store.send` does."""
 
 
 class StoreQueries(Protocol):
@@ -269,6 +340,38 @@ class Store(AsyncStoreQueries, Protocol):
         Raises:
             StoreError: nothing can be written now either, or our lease was taken from us.
         """
+
+    async def due(self, limit: int = 100) -> list[Due]:
+        """Our open transactions whose last write says when they are due, earliest first, at most `limit`."""
+
+    async def send(self, message: Message) -> Sent:
+        """Keep a message, if its transaction receives messages, whoever owns it, if its key is new, and if there is
+        room: at most `INBOX_MESSAGES` and `INBOX_BYTES` that are unread.  A key is known from then on until the
+        transaction receives no more.
+
+        No message is lost: what is kept is read, or counted in the write from which on the transaction receives no
+        more (`Write.unread`), which is refused if it does not count all of them.
+
+        Raises:
+            InvalidInput: a part of it cannot be kept: it is no text, or too large a number.
+        """
+
+    async def inbox(self, transaction: str) -> list[Message]:
+        """The messages that a transaction has not read, oldest first.  Who begins, resumes or claims one asks once that
+        is kept; what comes later has `arrived`.
+
+        Raises:
+            DamagedJournal: one of them is not what was sent.
+        """
+
+    async def arrived(self, after: int = 0, limit: int = 100) -> Arrived:
+        """Unread messages for our open transactions that were kept behind the one with the id `after`, oldest first, at
+        most `limit`.  One that cannot be read is left out; `inbox` says so."""
+
+    async def forget(self, before_ns: int, limit: int = 100) -> int:
+        """Drop transactions that ended (`FINAL_STATUSES`, and nothing is left to do) before this wall time, those that
+        ended first first, at most `limit`, with all that is kept of them: their keys are free again.  Returns how many
+        that were."""
 
     def close(self) -> None:
         """Finish what was appended (its `done`s are called), give up our lease, release files.  A second call does

@@ -20,13 +20,27 @@ from bitactor.declare.policy import Call, Policy, PolicyState, Proceed
 from bitactor.declare.spawners import SpawnerTraits
 from bitactor.errors import DefinitionError
 from bitactor.messages.pulse import Pulse
-from bitactor.ports import Claim, Clock, Refusal, Sink, Store, TransactionRow, Write
+from bitactor.ports import (
+    Arrived,
+    Claim,
+    Clock,
+    Due,
+    Message,
+    Refusal,
+    Sent,
+    Sink,
+    Store,
+    TransactionRow,
+    Write,
+)
 from mesh.hops.ports import Actor, Spawner
 from mesh.sinks import register_sink
 from mesh.spawners import register_spawner
 from mesh.stores import MemoryStore, register_store
 
 Value = TypeVar("Value")
+Dues = list[Due]
+Messages = list[Message]
 
 
 class UnpooledSpawner(Spawner):
@@ -107,6 +121,26 @@ class LateAnswers(Store):
     @override
     async def reclaim(self, held: Container[str]) -> list[Claim]:
         return await self._late("reclaim", partial(super().reclaim, held))
+
+    @override
+    async def due(self, limit: int = 100) -> Dues:
+        return await self._late("due", partial(super().due, limit))
+
+    @override
+    async def send(self, message: Message) -> Sent:
+        return await self._late("send", partial(super().send, message))
+
+    @override
+    async def inbox(self, transaction: str) -> Messages:
+        return await self._late("inbox", partial(super().inbox, transaction))
+
+    @override
+    async def arrived(self, after: int = 0, limit: int = 100) -> Arrived:
+        return await self._late("arrived", partial(super().arrived, after, limit))
+
+    @override
+    async def forget(self, before_ns: int, limit: int = 100) -> int:
+        return await self._late("forget", partial(super().forget, before_ns, limit))
 
     @override
     async def list(self, **conditions: Any) -> list[TransactionRow]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bitactor.messages.codec import encode_token
 from bitactor.messages.pulse import Pulse
-from bitactor.ports import Claim, Refusal, Write
+from bitactor.ports import Claim, Message, Refusal, Write
 from mesh.runtime.settled import at_once
 
 BOUND = 30.0
@@ -59,14 +59,27 @@ def last(transaction: str, seq: int, status: str = "completed", *, epoch: int = 
     return Write(transaction, epoch, (pulse(transaction, seq, "finished"),), status, False)
 
 
+def message(transaction: str, name: str = "approval", body: bytes = b"yes", **fields: Any) -> Message:
+    """A message; `fields` replace what is made up."""
+    return Message(transaction, name, body, sender="somebody", sent_ns=5)._replace(**fields)
+
+
 class Loop:
     """Stands for the event loop: what `notify` is given waits until the test's thread runs it."""
 
     def __init__(self) -> None:
         self.calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.wake: Callable[[], object] = lambda: None
+        """Called after each that is given to `notify`, on whichever thread."""
 
     def notify(self, call: Callable[[], None]) -> None:
         self.calls.put(call)
+        self.wake()
+
+    def run_waiting(self) -> None:
+        """Make the calls that have come by now."""
+        while not self.calls.empty():
+            self.run_one()
 
     def run_one(self) -> None:
         """Wait for a call and make it; raises `queue.Empty` when none comes."""

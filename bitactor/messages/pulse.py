@@ -52,6 +52,8 @@ STUCK: Final = "stuck"
 STATUSES: Final = (RUNNING, COMPLETED, COMPENSATED, CANCELLED, HALTED, STUCK)
 FINAL_STATUSES: Final = (COMPLETED, COMPENSATED, CANCELLED)
 """Statuses that never change again; `halted` and `stuck` can be resumed."""
+RECEIVING: Final = (RUNNING, HALTED)
+"""Statuses in which a transaction can be sent messages."""
 
 
 def masks_secrets(kind: type[Named]) -> type[Named]:

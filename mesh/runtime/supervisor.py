@@ -235,8 +235,8 @@ class Supervisor:
                 if key and pulses[0].seq:
                     key = ""
                 self._refusals = None
-                write = _new(Write, (state.transaction, state.epoch, pulses, state.status, is_open, key, state.dead))
-                store.append((write,), self._note_refusals)
+                of = (state.transaction, state.epoch, pulses, state.status, is_open, key, state.dead, 0, False, (), 0)
+                store.append((_new(Write, of),), self._note_refusals)
                 if self._refusals is not None:
                     self._appended([(live, pulses, commands, 0)], *self._refusals)
                     continue
@@ -267,7 +267,9 @@ class Supervisor:
             if pulses:
                 orders.append((live, pulses, commands, len(writes)))
                 key = live.key if pulses[0].seq == 0 else ""
-                of = (state.transaction, state.epoch, pulses, state.status, state.open, key, state.dead)
+                of = (
+                    state.transaction, state.epoch, pulses, state.status, state.open, key, state.dead, 0, False, (), 0
+                )  # fmt: skip
                 writes.append(_new(Write, of))
             elif commands:
                 orders.append((live, pulses, commands, -1))

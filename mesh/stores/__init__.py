@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bitactor.errors import ConfigurationError, suggest
-from bitactor.ports import Store, StoreQueries
+from bitactor.ports import Inbox, Store, StoreQueries
+from mesh.stores.journal.inbox import SqliteInbox
 from mesh.stores.journal.migration import migrate
 from mesh.stores.lease import HUNG_AFTER
 from mesh.stores.memory import MemoryStore
@@ -23,36 +24,46 @@ from mesh.stores.sqlite import Durability, SqliteStore
 __all__ = [
     "Durability",
     "MemoryStore",
+    "SqliteInbox",
     "SqliteReader",
     "SqliteStore",
     "migrate_store",
+    "open_inbox",
     "open_reader",
     "open_store",
     "register_store",
 ]
 
 Reader = AbstractContextManager[StoreQueries]
+Sender = AbstractContextManager[Inbox]
 
 
 class _Scheme(NamedTuple):
     example: str
     open: Callable[..., Store]
     read: Callable[[str], Reader] | None
+    inbox: Callable[[str], Sender] | None = None
     migrate: Callable[[str], int] | None = None
 
 
-def register_store(scheme: str, opener: Callable[..., Store], reader: Callable[[str], Reader] | None = None) -> None:
+def register_store(
+    scheme: str,
+    opener: Callable[..., Store],
+    reader: Callable[[str], Reader] | None = None,
+    inbox: Callable[[str], Sender] | None = None,
+) -> None:
     """Let URLs of this scheme name a store from now on.
 
     Args:
         opener: called with the URL and what `open_store` takes by name.
         reader: called with the URL, for a store that other processes can read.
+        inbox: called with the URL, for a store to whose transactions other processes can send messages.
     """
 
     def open_it(url: str, *, hung_after: float, **options: Any) -> Store:
         return opener(url, **options)
 
-    _SCHEMES[scheme] = _Scheme(f"{scheme}://", open_it, reader)
+    _SCHEMES[scheme] = _Scheme(f"{scheme}://", open_it, reader, inbox)
 
 
 def open_store(
@@ -89,6 +100,22 @@ def open_reader(url: str) -> Reader:
             f"{scheme.example} can be read only by the process it is in; name a file, as in sqlite:///pulses.db"
         )
     return scheme.read(url)
+
+
+def open_inbox(url: str) -> Sender:
+    """What sends messages to the transactions of the journal that `url` names, while others write it; nothing is
+    created.
+
+    Raises:
+        ConfigurationError: the URL names nothing that can be written from another process.
+        StoreError: there is no such file, it cannot be written, or it is no journal of this version.
+    """
+    scheme = _scheme(url)
+    if scheme.inbox is None:
+        raise ConfigurationError(
+            f"{scheme.example} takes messages only from the process it is in; name a file, as in sqlite:///pulses.db"
+        )
+    return scheme.inbox(url)
 
 
 def migrate_store(url: str) -> int:
@@ -143,6 +170,7 @@ _SCHEMES: Final = {
         "sqlite:///pulses.db",
         lambda url, **options: SqliteStore(_path(url), **options),
         lambda url: SqliteReader(_path(url)),
+        lambda url: SqliteInbox(_path(url)),
         lambda url: migrate(_path(url)),
     ),
 }

@@ -159,6 +159,21 @@ def tries(action: Callable[[], Value], patience: float, path: Path | None = None
         pause = min(pause * 2, 0.02)
 
 
+def unless(
+    waiting: Generator[float, None, Value], ended: Callable[[], bool], why: str
+) -> Generator[float, None, Value]:
+    """The same steps and value as of `waiting`; `StoreError` with `why` once `ended()` after a step."""
+    while True:
+        try:
+            pause = next(waiting)
+        except StopIteration as end:
+            value: Value = end.value
+            return value
+        yield pause
+        if ended():
+            raise StoreError(why)
+
+
 def is_busy(error: sqlite3.Error) -> bool:
     """Whether `error` says that another connection is in the way, so that a later try can succeed."""
     return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Mapping, Sequence
-from heapq import nlargest
+from heapq import nlargest, nsmallest
 from itertools import islice
 from typing import Final
 
 from typing_extensions import override
 
-from bitactor.errors import ConfigurationError, DuplicateTransaction, InvalidInput, StoreError
-from bitactor.messages.pulse import FINAL_STATUSES, STUCK, Pulse
-from bitactor.ports import Claim, Followed, Refusal, Store, StoreQueries, TransactionRow, Write
-from mesh.stores.journal.state import JournalState, conflict
+from bitactor.errors import ConfigurationError, DuplicateTransaction, InboxChanged, InvalidInput, StoreError
+from bitactor.messages.pulse import FINAL_STATUSES, RECEIVING, STUCK, Pulse
+from bitactor.ports import (
+    INBOX_BYTES,
+    INBOX_MESSAGES,
+    Arrived,
+    Claim,
+    Due,
+    Followed,
+    Message,
+    Refusal,
+    Sent,
+    Store,
+    StoreQueries,
+    TransactionRow,
+    Write,
+)
+from mesh.stores.journal.inbox import pack_message
+from mesh.stores.journal.state import JournalState, conflict, inbox_conflict
 
 RETAINED: Final = 10_000
 FOLLOWED: Final = 10_000
 """Writes that a follower may be behind; one that is further behind is given all that is kept."""
 
 
+class _Mailbox:
+    """The messages of one transaction."""
+
+    __slots__ = ("bytes", "keys", "unread")
+
+    def __init__(self) -> None:
+        self.unread: dict[int, Message] = {}
+        self.bytes = 0
+        self.keys: dict[tuple[str, str], tuple[int, bytes]] = {}
+        """(name, key) → the message's id and digest, also of those that were read."""
+
+
 class _Entry:
-    __slots__ = ("dead", "epoch", "key", "open", "pulses", "status", "updated_ns")
+    __slots__ = ("dead", "due_ns", "epoch", "key", "mailbox", "open", "pulses", "status", "updated_ns")
 
     def __init__(self, write: Write) -> None:
         self.pulses: list[Pulse] = list(write.pulses)
@@ -31,6 +59,9 @@ class _Entry:
         self.key = write.key
         self.dead = write.dead
         self.updated_ns = write.pulses[-1].at_ns
+        self.due_ns = 0
+        self.mailbox: _Mailbox | None = None
+        """None: it receives no messages."""
 
 
 class MemoryQueries(StoreQueries):
@@ -96,7 +127,8 @@ class MemoryQueries(StoreQueries):
         missing = self.fed - int(cursor or 0)
         if not cursor or missing > len(feed):
             return Followed([pulse for entry in self._entries.values() for pulse in entry.pulses], end, False)
-        return Followed([pulse for pulses in islice(feed, len(feed) - missing, None) for pulse in pulses], end, False)
+        kept = (pulses for pulses in islice(feed, len(feed) - missing, None) if pulses[0].transaction in self._entries)
+        return Followed([pulse for pulses in kept for pulse in pulses], end, False)
 
     def _row(self, transaction: str, entry: _Entry) -> TransactionRow:
         accepted = entry.pulses[0]
@@ -137,6 +169,9 @@ class MemoryStore(Store):
         self._queries = MemoryQueries(self._entries, self._keys)
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._resumable: OrderedDict[str, None] = OrderedDict()
+        self._due: list[tuple[int, str]] = []  # open ones, earliest first
+        self._unread: dict[int, Message] = {}  # of all, oldest first
+        self._last_message = 0
 
     @override
     def open(self, owner: str) -> None:
@@ -169,7 +204,7 @@ class MemoryStore(Store):
         entries = self._entries
         refused: list[tuple[int, str, Exception]] = []
         for index, write in enumerate(writes):
-            transaction, epoch, pulses, status, is_open, _, dead = write
+            transaction, epoch, pulses, status, is_open, _, dead, due_ns, receives, read, _ = write
             entry = entries.get(transaction)
             if entry is None or refused or epoch < entry.epoch or (pulses and pulses[0].seq != len(entry.pulses)):
                 earlier = (error for _, name, error in refused if name == transaction)
@@ -178,6 +213,14 @@ class MemoryStore(Store):
                     refused.append((index, transaction, error))
                     continue
                 if entry is None:
+                    continue
+            if (
+                receives or read or entry.mailbox is not None
+                or due_ns != entry.due_ns or (due_ns and is_open != entry.open)
+            ):  # fmt: skip
+                error = self._settle_waits(write, entry)
+                if error is not None:
+                    refused.append((index, transaction, error))
                     continue
             entry.pulses += pulses
             if self._queries.feed is not None and pulses:
@@ -205,8 +248,7 @@ class MemoryStore(Store):
 
     @override
     async def reclaim(self, held: Container[str]) -> list[Claim]:
-        if self._closed or not self._owner:
-            raise StoreError(f"the store is {'closed' if self._closed else 'not open'}")
+        self._require_open()
         claims = []
         for transaction, entry in self._entries.items():
             if entry.open and transaction not in held:
@@ -215,9 +257,97 @@ class MemoryStore(Store):
         return sorted(claims)
 
     @override
+    async def due(self, limit: int = 100) -> list[Due]:
+        return [Due(transaction, due_ns) for due_ns, transaction in self._due[: max(limit, 0)]]
+
+    @override
+    async def send(self, message: Message) -> Sent:
+        transaction, name, key, digest, body, sent_ns, sender, *_ = pack_message(message)
+        self._require_open()
+        entry = self._entries.get(transaction)
+        if entry is None:
+            return Sent("unknown")
+        mailbox = entry.mailbox
+        if mailbox is None:
+            return Sent("closed", status=entry.status)
+        if key and (known := mailbox.keys.get((name, key))) is not None:
+            return Sent("known", known[0]) if known[1] == digest else Sent("conflict")
+        if len(mailbox.unread) >= INBOX_MESSAGES or mailbox.bytes + len(body) > INBOX_BYTES:
+            return Sent("full")
+        self._last_message += 1
+        number = self._last_message
+        self._unread[number] = mailbox.unread[number] = Message(transaction, name, body, key, sender, sent_ns, number)
+        mailbox.bytes += len(body)
+        if key:
+            mailbox.keys[name, key] = number, digest
+        return Sent("kept", number)
+
+    @override
+    async def inbox(self, transaction: str) -> list[Message]:
+        entry = self._entries.get(transaction)
+        return list(entry.mailbox.unread.values()) if entry is not None and entry.mailbox is not None else []
+
+    @override
+    async def arrived(self, after: int = 0, limit: int = 100) -> Arrived:
+        numbers = list(self._unread)
+        numbers = numbers[bisect_right(numbers, after) :]
+        found = [self._unread[number] for number in numbers if self._entries[self._unread[number].transaction].open]
+        found = found[: max(limit, 1)]
+        last = found[-1].id if len(found) == limit else max([after, *numbers[-1:]])
+        return Arrived(found, last)
+
+    @override
+    async def forget(self, before_ns: int, limit: int = 100) -> int:
+        self._require_open()
+        ended = ((self._entries[name].updated_ns, name) for name in self._ended)
+        names = [name for _, name in nsmallest(max(limit, 0), (one for one in ended if one[0] < before_ns))]
+        for name in names:
+            del self._ended[name]
+            self._drop(name)
+        return len(names)
+
+    @override
     def close(self) -> None:
         """The store can still be read afterwards; appends fail."""
         self._closed = True
+
+    def _require_open(self) -> None:
+        if self._closed or not self._owner:
+            raise StoreError(f"the store is {'closed' if self._closed else 'not open'}")
+
+    def _settle_waits(self, write: Write, entry: _Entry) -> Exception | None:
+        """Note what a write says of messages and of when its transaction is due; or why it cannot be made."""
+        mailbox = entry.mailbox
+        receives = write.receives and write.status in RECEIVING
+        unread = mailbox.unread if mailbox is not None else {}
+        there = [number for number in {*write.read} if number in unread]
+        closes = mailbox is not None and not receives
+        error = inbox_conflict(write, len(there), len(unread), closes)
+        if error is not None:
+            return error
+        for number in list(unread) if closes else there:
+            assert mailbox is not None
+            mailbox.bytes -= len(mailbox.unread.pop(number).body)
+            del self._unread[number]
+        if not receives:
+            entry.mailbox = None
+        elif mailbox is None:
+            entry.mailbox = _Mailbox()
+        due = entry.due_ns, write.transaction
+        place = bisect_left(self._due, due)
+        if self._due[place : place + 1] == [due]:
+            del self._due[place]
+        entry.due_ns = write.due_ns
+        if write.due_ns > 0 and write.open:
+            insort(self._due, (write.due_ns, write.transaction))
+        return None
+
+    def _drop(self, transaction: str) -> None:
+        entry = self._entries.pop(transaction)
+        if entry.key:
+            del self._keys[entry.pulses[0].workflow, entry.key]
+        for number in entry.mailbox.unread if entry.mailbox is not None else ():
+            del self._unread[number]
 
     def _create(self, write: Write, entry: _Entry | None) -> Exception | None:
         """Make the entry of a transaction's first write; returns why this write cannot be made, None if it was."""
@@ -227,12 +357,16 @@ class MemoryStore(Store):
 
     def _begin(self, write: Write) -> Exception | None:
         transaction, key = write.transaction, write.key
+        if write.read:
+            return InboxChanged(f"transaction {transaction}: it has no messages before it begins")
         if key:
             workflow = write.pulses[0].workflow
             holder = self._keys.setdefault((workflow, key), transaction)
             if holder != transaction:
                 return DuplicateTransaction(f"key {key!r} of {workflow!r} was used before, by transaction {holder}")
-        self._entries[transaction] = _Entry(write)
+        entry = self._entries[transaction] = _Entry(write)
+        if write.receives or write.due_ns:
+            self._settle_waits(write, entry)
         if self._queries.feed is not None:
             self._queries.fed += 1
             self._queries.feed.append(write.pulses)
@@ -250,6 +384,4 @@ class MemoryStore(Store):
         bucket[transaction] = None
         if len(bucket) > self._retained:
             oldest, _ = bucket.popitem(last=False)
-            entry = self._entries.pop(oldest)
-            if entry.key:
-                del self._keys[entry.pulses[0].workflow, entry.key]
+            self._drop(oldest)

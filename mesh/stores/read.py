@@ -15,11 +15,12 @@ from typing_extensions import override
 from bitactor.errors import DamagedJournal, StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
-from bitactor.ports import Followed, StoreQueries, TransactionRow
+from bitactor.ports import Arrived, Due, Followed, Message, StoreQueries, TransactionRow
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
 from mesh.stores.journal.blobs import read_blob
 from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
 from mesh.stores.journal.frames import Frame, frames_in, pulses_of, why_of
+from mesh.stores.journal.inbox import arrived_messages, due_transactions, unread_messages
 from mesh.stores.journal.tail import one_moment, read_frames, read_piece
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from mesh.stores.journal.words import Words
@@ -31,6 +32,8 @@ Rows = list[Any]
 Pulses = list[Pulse]
 ReadBlob = Callable[[bytes], bytes]
 """Gives the blob of a name."""
+Dues = list[Due]
+Messages = list[Message]
 Value = TypeVar("Value")
 
 # Seconds that a query waits for the file; SQLite keeps readers out only while a crashed writer's log is being
@@ -63,6 +66,8 @@ class SqliteQueries(StoreQueries):
         try:
             return self._decoded(*found)
         except Exception as error:  # of bytes that are not what was written, anything
+            if self.get(transaction) is None:  # it was forgotten meanwhile
+                return []
             raise _damaged(transaction, error) from error
 
     @override
@@ -172,11 +177,16 @@ class SqliteQueries(StoreQueries):
         pulses: Pulses = []
         for data, frame in found:
             name = frame.transaction.hex()
+            if rows[name] is None:  # it was forgotten
+                continue
+            root, workflow = rows[name]
             try:
-                root, workflow = rows[name]
                 pulses += self._pulses_of(frame, data, root, workflow, self._blob)
             except Exception as error:  # of bytes that are not what was written, anything
-                _log.error("%s: pulses of transaction %s cannot be followed: %s", self._path, name, named_text(error))
+                if self.get(name) is not None:
+                    _log.error(
+                        "%s: pulses of transaction %s cannot be followed: %s", self._path, name, named_text(error)
+                    )
         return Followed(pulses, cursor_of(place), more)
 
     def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str, blob: ReadBlob) -> Pulses:
@@ -259,6 +269,22 @@ class OwnQueries(SqliteQueries):
         """
         return self._read(question)
 
+    def due(self, owner: str, limit: int) -> Dues:
+        """An owner's open transactions that say when they are due, earliest first."""
+        return self._read(lambda connection: due_transactions(connection, owner, limit))
+
+    def inbox(self, transaction: str) -> Messages:
+        """The messages that a transaction has not read, oldest first.
+
+        Raises:
+            DamagedJournal: one of them is not what was sent.
+        """
+        return self._read(lambda connection: unread_messages(connection, transaction))
+
+    def arrived(self, owner: str, after: int, limit: int) -> Arrived:
+        """Unread messages for an owner's open transactions behind the id `after`."""
+        return self._read(lambda connection: arrived_messages(connection, owner, after, limit))
+
     @override
     def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
         self._require_file()
@@ -327,6 +353,8 @@ class SqliteReader(SqliteQueries):
                 if seq == begun and not ended:
                     raise StoreError(f"pulse {seq} is missing")
             except Exception as error:  # of bytes that are not what was written, anything
+                if self.get(transaction) is None:  # it was forgotten meanwhile
+                    return
                 raise _damaged(transaction, error) from error
 
     def damage(self) -> list[str]:

@@ -24,9 +24,23 @@ from typing import Final, Literal, get_args
 from typing_extensions import override
 
 from bitactor.errors import ConfigurationError, StaleOwner, StoreError, suggest
-from bitactor.ports import Claim, Refusal, Store, StoreFault, StoreQueries, TransactionRow, Write
+from bitactor.ports import (
+    Arrived,
+    Claim,
+    Due,
+    Message,
+    Refusal,
+    Sent,
+    Store,
+    StoreFault,
+    StoreQueries,
+    TransactionRow,
+    Write,
+)
 from mesh.stores.audit import Inspector
-from mesh.stores.database import Value, connect, is_busy, retry_while_busy, sleep_through, store_error, tries
+from mesh.stores.database import Value, connect, is_busy, retry_while_busy, sleep_through, store_error, tries, unless
+from mesh.stores.journal.forget import forget
+from mesh.stores.journal.inbox import pack_message, send_message
 from mesh.stores.journal.migration import migrating
 from mesh.stores.journal.takeover import Copies
 from mesh.stores.lease import (
@@ -43,7 +57,16 @@ from mesh.stores.lease import (
 from mesh.stores.liveness import Observer, bounds_of
 from mesh.stores.read import OwnQueries
 from mesh.stores.store_file import StoreFile
-from mesh.stores.threads import CHECKPOINT_PAGES, LONGEST_LOG, Append, CheckpointThread, CommitThread, Done
+from mesh.stores.threads import (
+    CHECKPOINT_PAGES,
+    LONGEST_LOG,
+    Append,
+    Change,
+    CheckpointThread,
+    CommitThread,
+    Done,
+    make_changes,
+)
 from mesh.stores.write import Writer
 from registry.support.clock import monotonic_ns
 
@@ -62,9 +85,8 @@ class SqliteStore(Store):
 
     `notify` runs a function on the thread that calls this store, soon (`loop.call_soon_threadsafe`).  After `lease`
     seconds of silence an owner that cannot be seen from here counts as dead, after `hung_after` one whose process can
-    (0: never; no sooner than after two leases).  `patience` is how many seconds an append
-    waits for a locked file before it fails.  The write-ahead log goes into the file every second, and after
-    `checkpoint_pages` of 4 KiB at once.
+    (0: never; no sooner than after two leases).  `patience`: seconds an append waits for a locked file before it fails.
+    The write-ahead log goes into the file every second, and after `checkpoint_pages` of 4 KiB at once.
     """
 
     shared = True
@@ -106,8 +128,7 @@ class SqliteStore(Store):
         self._number = 0
         self._opened = False
         self._closing = False
-        # Why nothing may be written any more; empty: it may
-        self._refusal = ""
+        self._refusal = ""  # why nothing may be written any more; empty: it may
         # Appends submitted to the commit thread and not delivered; this thread may commit only while there are none
         self._in_flight = 0
         self._file: StoreFile
@@ -121,8 +142,7 @@ class SqliteStore(Store):
         """Creates the file if need be.
 
         Raises:
-            StoreError: the file cannot be used (the message says why and what to do), the name is taken, or this store
-                was opened before.
+            StoreError: the file cannot be used (says why, and what to do), the name is taken, or it was opened before.
         """
         sleep_through(self._opening(owner))
 
@@ -139,7 +159,10 @@ class SqliteStore(Store):
         if not owner:
             raise StoreError(f"{self._path}: an owner needs a name")
         yield from self._unless_closed(migrating(self._path, self._wall_ns))
-        connection = yield from self._connecting()
+        try:
+            connection = yield from self._unless_closed(tries(self._connect, self._patience, self._path))
+        except sqlite3.Error as error:
+            raise store_error(error, self._path) from error
         try:
             yield from self._taking_name(connection, owner)
         except BaseException:
@@ -196,22 +219,10 @@ class SqliteStore(Store):
             raise store_error(error, self._path) from error
         self._owner = owner
 
-    def _connecting(self) -> Generator[float, None, sqlite3.Connection]:
-        try:
-            return (yield from self._unless_closed(tries(self._connect, self._patience, self._path)))
-        except sqlite3.Error as error:
-            raise store_error(error, self._path) from error
-
     def _unless_closed(self, waiting: Generator[float, None, Value]) -> Generator[float, None, Value]:
-        while True:
-            try:
-                pause = next(waiting)
-            except StopIteration as end:
-                value: Value = end.value
-                return value
-            yield pause
-            if self._closing:
-                raise StoreError(f"{self._path}: the store was closed while it waited for the file")
+        return unless(
+            waiting, lambda: self._closing, f"{self._path}: the store was closed while it waited for the file"
+        )
 
     @override
     def lease_until_ns(self) -> int:
@@ -222,7 +233,7 @@ class SqliteStore(Store):
         """`done` is called before this returns, or later on the loop's thread."""
         connection = self._connection
         if connection is None or self._refusal:
-            done((), StoreError(self._refusal or f"{self._path} is {'closed' if self._opened else 'not open'}"))
+            done((), self._refused())
             return
         items = self._writer.prepare(writes)
         if self._in_flight or not self._commits_on_caller:
@@ -278,6 +289,53 @@ class SqliteStore(Store):
             StoreError: the file cannot be written, or our lease was taken from us.
         """
         return self._queries.ask(lambda connection: reclaim(connection, self._owner, held, self._writer.invalidate))
+
+    @override
+    async def due(self, limit: int = 100) -> list[Due]:
+        return self._queries.due(self._owner, limit)
+
+    @override
+    async def send(self, message: Message) -> Sent:
+        packed = pack_message(message)
+        return await self._change(lambda connection: send_message(connection, packed))
+
+    @override
+    async def inbox(self, transaction: str) -> list[Message]:
+        return self._queries.inbox(transaction)
+
+    @override
+    async def arrived(self, after: int = 0, limit: int = 100) -> Arrived:
+        return self._queries.arrived(self._owner, after, limit)
+
+    @override
+    async def forget(self, before_ns: int, limit: int = 100) -> int:
+        return await self._change(lambda connection: forget(connection, before_ns, limit))
+
+    async def _change(self, make: Callable[[sqlite3.Connection], Value]) -> Value:
+        """What `make` returns, which changes the file inside a database transaction; kept as an append is, on this
+        thread or on the commit thread.
+
+        Raises:
+            StoreError: nothing was changed.
+        """
+        connection = self._connection
+        if connection is None or self._refusal:
+            raise self._refused()
+        if not self._in_flight and self._commits_on_caller:
+            try:
+                [value] = make_changes(connection, make)
+            except sqlite3.Error as error:
+                if not is_busy(error):
+                    raise store_error(error, self._path) from error
+            else:
+                self._checkpoint_thread.count_commit(0)
+                return value
+        answer: asyncio.Future[Value] = asyncio.get_running_loop().create_future()
+        self._submit(Change(make, answer))
+        return await answer
+
+    def _refused(self) -> StoreError:
+        return StoreError(self._refusal or f"{self._path} is {'closed' if self._opened else 'not open'}")
 
     @override
     def close(self) -> None:
@@ -376,17 +434,17 @@ class SqliteStore(Store):
         if self.on_fenced is not None and owner == self._owner and not self._closing:
             self.on_fenced(error)
 
-    def _submit(self, append: Append) -> None:
+    def _submit(self, item: Append | Change) -> None:
         self._in_flight += 1
-        self._commit_thread.submit(append)
+        self._commit_thread.submit(item)
 
     def _deliver(self) -> None:
         """Call the `done`s of what the commit thread did; on the loop's thread."""
         completions = self._commit_thread.completions
         while completions:
-            done, refusals, error = completions.popleft()
+            done, answer, error = completions.popleft()
             self._in_flight -= 1
             try:
-                done(refusals, error)
+                done(answer, error)
             except Exception:
                 _log.exception("%s: a callback of append raised", self._path)

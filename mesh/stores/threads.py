@@ -3,6 +3,7 @@ process's lock), one moves the write-ahead log into the database file, so that n
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 import threading
@@ -10,13 +11,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from typing_extensions import override
 
 from bitactor.errors import StoreError
 from bitactor.ports import Refusal
-from mesh.stores.database import ConnectionThread, retry_while_busy, store_error
+from mesh.stores.database import ConnectionThread, Value, retry_while_busy, store_error, write_transaction
 from mesh.stores.write import PreparedWrite, Writer
 
 _log = logging.getLogger("bitactor.store")
@@ -47,16 +48,40 @@ class Append(NamedTuple):
     done: Done
 
 
-class Completion(NamedTuple):
-    """The outcome of an append, to be told on the loop's thread."""
+class Change(NamedTuple):
+    """A change of the file that is no append: `make` is called inside a database transaction, and what it returns is
+    the answer once that is kept."""
 
-    done: Done
-    refusals: Sequence[Refusal]
+    make: Callable[[sqlite3.Connection], Any]
+    answer: asyncio.Future[Any]
+
+    def done(self, value: Any, error: BaseException | None) -> None:
+        """Answer, on the loop's thread, unless who asked was cancelled."""
+        if self.answer.done():
+            return
+        if error is not None:
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(value)
+
+
+def make_changes(connection: sqlite3.Connection, *makes: Callable[[sqlite3.Connection], Value]) -> list[Value]:
+    """Make changes in one database transaction; returns their answers."""
+    with write_transaction(connection):
+        return [make(connection) for make in makes]
+
+
+class Completion(NamedTuple):
+    """The outcome of an append or a change, to be told on the loop's thread."""
+
+    done: Callable[[Any, BaseException | None], None]
+    answer: Any
     error: BaseException | None
 
 
 class CommitThread:
-    """Commits appends in the order they were submitted; all that waits goes into one commit.
+    """Commits appends and changes in the order they were submitted; all that waits goes into one commit, but for a
+    change behind an append, and the other way round.
 
     After each commit `deliver` is handed to `notify`; it finds the outcomes in `completions`.  Before each, `guard` is
     called: it raises if the file must not be written any more.
@@ -82,18 +107,20 @@ class CommitThread:
         self._notify = notify
         self._deliver = deliver
         self._on_commit = on_commit
-        self._queue: SimpleQueue[Append | None] = SimpleQueue()
+        self._queue: SimpleQueue[Append | Change | None] = SimpleQueue()
+        self._ahead: Append | Change | None = None
+        """Taken from the queue, and of another commit than what was before it."""
         self._connection: sqlite3.Connection | None = None
         self._thread: threading.Thread | None = None
         self.completions: deque[Completion] = deque()
 
-    def submit(self, append: Append) -> None:
-        """Commit `append` after everything submitted before.  Called on the loop's thread; the first call starts the
+    def submit(self, item: Append | Change) -> None:
+        """Commit `item` after everything submitted before.  Called on the loop's thread; the first call starts the
         thread."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="bitactor-store-commit", daemon=True)
             self._thread.start()
-        self._queue.put(append)
+        self._queue.put(item)
 
     def close(self) -> None:
         """Commit the appends that wait, then stop; `completions` holds those that were not delivered.  Twice is
@@ -116,39 +143,48 @@ class CommitThread:
             if self._connection is not None:
                 self._connection.close()
 
-    def _next_group(self) -> list[Append]:
-        """The appends of the next commit: at least one, and what has come by now; empty when closing and none is
+    def _next_group(self) -> list[Append] | list[Change]:
+        """What goes into the next commit: at least one item, and what has come by now; empty when closing and none is
         left."""
-        first = self._queue.get()
+        first, self._ahead = self._ahead or self._queue.get(), None
         if first is None:
             return []
-        group = [first]
-        writes = len(first.items)
+        group: list[Any] = [first]
+        kind = type(first)
+        writes = _writes_of(first)
         while writes < _GROUP_WRITES:
             try:
-                append = self._queue.get_nowait()
+                item = self._queue.get_nowait()
             except Empty:
                 break
-            if append is None:
+            if item is None:
                 self._queue.put(None)
                 break
-            group.append(append)
-            writes += len(append.items)
+            if type(item) is not kind:
+                self._ahead = item
+                break
+            group.append(item)
+            writes += _writes_of(item)
         return group
 
-    def _commit(self, group: Sequence[Append]) -> list[Completion]:
-        items = group[0].items if len(group) == 1 else [item for append in group for item in append.items]
+    def _commit(self, group: list[Append] | list[Change]) -> list[Completion]:
         try:
-            refusals, size = retry_while_busy(
-                lambda: self._writer.commit(self._open_connection(), items), self._patience
-            )
+            return retry_while_busy(lambda: self._make(group), self._patience)
         except sqlite3.Error as error:
             failure = store_error(error, self._path)
             failure.__cause__ = error
-            return [Completion(append.done, (), failure) for append in group]
         except Exception as error:
             failure = error if isinstance(error, StoreError) else StoreError(f"{self._path}: {error!r}")
-            return [Completion(append.done, (), failure) for append in group]
+        return [Completion(item.done, (), failure) for item in group]
+
+    def _make(self, group: Sequence[Any]) -> list[Completion]:
+        connection = self._open_connection()
+        if type(group[0]) is Change:
+            answers = make_changes(connection, *(change.make for change in group))
+            self._on_commit(0)
+            return [Completion(change.done, answer, None) for change, answer in zip(group, answers, strict=True)]
+        items = group[0].items if len(group) == 1 else [item for append in group for item in append.items]
+        refusals, size = self._writer.commit(connection, items)
         self._on_commit(size)
         return _split(group, refusals)
 
@@ -157,6 +193,10 @@ class CommitThread:
         if self._connection is None:
             self._connection = self._connect()
         return self._connection
+
+
+def _writes_of(item: Append | Change) -> int:
+    return len(item.items) if type(item) is Append else 1
 
 
 def _split(group: Sequence[Append], refusals: Sequence[Refusal]) -> list[Completion]:

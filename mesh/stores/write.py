@@ -17,12 +17,14 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from bitactor.errors import BitActorError, DuplicateTransaction, StoreError
+from bitactor.errors import BitActorError, InboxChanged, StoreError
+from bitactor.messages.pulse import RECEIVING
 from bitactor.ports import Refusal, Write
 from mesh.stores.journal.blobs import keep_blobs
 from mesh.stores.journal.frames import GENESIS, Blobs, Digest, LeanPacker, digest_of, make_frame
+from mesh.stores.journal.inbox import read_messages
 from mesh.stores.journal.parts import log_body, log_id, part_body
-from mesh.stores.journal.state import Held, JournalState, conflict
+from mesh.stores.journal.state import ROW_ERRORS, Held, JournalState, conflict, new_transaction_row, refusal_of
 from mesh.stores.journal.tail import Tail, id_bytes, read_tail
 from mesh.stores.journal.takeover import INSERT_PART
 from mesh.stores.journal.words import Words
@@ -66,17 +68,11 @@ class _Draft:
         self.updated_ns = 0
 
 
-# Errors that SQLite or its binding raises for one row that it will not take; the rows of others are not at fault
-_ROW_ERRORS: Final = (
-    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError,
-    OverflowError,
-)  # fmt: skip
-
 _UNBEGUN: Final = Tail([], GENESIS, 0, 0, 0)
-_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
+_INSERT_TRANSACTION: Final = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?)"
 _UPDATE_TRANSACTION: Final = (
     "UPDATE transactions SET status = ?, open = ?, owner = ?, epoch = ?, updated_ns = max(updated_ns, ?), dead = ?,"
-    " log_from = ?, head = coalesce(?, head) WHERE transaction_id = ?"
+    " due_ns = ?, receives = ?, log_from = ?, head = coalesce(?, head) WHERE transaction_id = ?"
 )
 _INSERT_ROW: Final = "INSERT INTO log VALUES (?, ?)"
 _INSERT_ROW_ALONE: Final = (
@@ -279,7 +275,7 @@ class _Batch:
         is right once this is committed (else nobody believes it); returns where that ends."""
         all_held, drafts, refused, frames = self._held, self.drafts, self._refused, self.frames
         for write, body, blobs, _ in items[index:] if index else items:
-            transaction, epoch, pulses, status, is_open, _, dead = write[:]
+            transaction, epoch, pulses, status, is_open, _, dead, due_ns, receives, read, _ = write[:]
             held = all_held.get(transaction)
             if (
                 held is None
@@ -290,6 +286,9 @@ class _Batch:
                 or epoch != held.epoch
                 or is_open != held.open
                 or dead != held.dead
+                or due_ns != held.due_ns
+                or receives != held.receives
+                or read
                 or held.size > PART_BYTES
                 or not held.log_from
                 or transaction in drafts
@@ -308,7 +307,7 @@ class _Batch:
     def _write(self, index: int, item: PreparedWrite) -> None:
         """Make the frame of an item, and whatever else it is about, or refuse it."""
         write, body, blobs, error = item
-        transaction, epoch, pulses, status, is_open, _, dead = write
+        transaction, epoch, pulses, status, is_open, _, dead, due_ns, receives, read, _ = write
         if error is not None or transaction in self._refused:
             self._refuse(index, transaction, error or self._refused[transaction])
             return
@@ -316,11 +315,18 @@ class _Batch:
         if type(draft) is not _Draft:
             self._refuse(index, transaction, draft)
             return
-        was_epoch, was, was_open, next_seq, was_dead, other_owner = draft.state
+        was_epoch, was, was_open, next_seq, was_dead, other_owner, was_due_ns, received = draft.state
+        receives = receives and status in RECEIVING
         odd = epoch != was_epoch or other_owner or not pulses or pulses[0].seq != next_seq
         if odd and (error := conflict(write, draft.state)) is not None:
             self._refuse(index, transaction, error)
             return
+        if read or (received and not receives):
+            self.begin()
+            error = read_messages(self.connection, write, closes=received and not receives)
+            if error is not None:
+                self._refuse(index, transaction, error)
+                return
         if body:
             frame = make_frame(draft.held.name, next_seq, len(pulses), pulses[0].at_ns, draft.head, body)
             draft.head = digest_of(frame)
@@ -329,12 +335,16 @@ class _Batch:
         if blobs:
             self.begin()
             keep_blobs(self.connection, transaction, blobs)
-        if status != was or is_open != was_open or epoch != was_epoch or dead != was_dead:
+        if (
+            status != was or is_open != was_open or epoch != was_epoch
+            or dead != was_dead or due_ns != was_due_ns or receives != received
+        ):  # fmt: skip
             self.begin()
             draft.changed = True
             if pulses and status != was:
                 draft.updated_ns = pulses[-1].at_ns
-        draft.state = _new(JournalState, (epoch, status, is_open, next_seq + len(pulses), dead, ""))
+        state = (epoch, status, is_open, next_seq + len(pulses), dead, "", due_ns, receives)
+        draft.state = _new(JournalState, state)
         self.drafts[transaction] = draft
 
     def keep_transactions(self, old: Mapping[str, Held | None]) -> None:
@@ -376,8 +386,10 @@ class _Batch:
         return draft is not None and draft.archived
 
     def _update(self, transaction: str, draft: _Draft, log_from: int | None, head: Digest | None) -> None:
-        epoch, status, is_open, _, dead, _ = draft.state
-        values = (status, is_open, self._owner, epoch, draft.updated_ns, dead, log_from, head, transaction)
+        epoch, status, is_open, _, dead, _, due_ns, receives = draft.state
+        values = (
+            status, is_open, self._owner, epoch, draft.updated_ns, dead, due_ns, receives, log_from, head, transaction
+        )  # fmt: skip
         self.connection.execute(_UPDATE_TRANSACTION, values)
 
     def _draft(self, write: Write) -> _Draft | Exception:
@@ -395,27 +407,33 @@ class _Batch:
 
     def _read(self, transaction: str) -> _Draft | Exception:
         row = self.connection.execute(
-            "SELECT epoch, status, open, dead, owner FROM transactions WHERE transaction_id = ?", (transaction,)
+            "SELECT epoch, status, open, dead, owner, due_ns, receives FROM transactions WHERE transaction_id = ?",
+            (transaction,),
         ).fetchone()
         if row is None:
             return StoreError(f"transaction {transaction} is not in the journal")
-        epoch, status, is_open, dead, owner = row
+        epoch, status, is_open, dead, owner, due_ns, receives = row
         other_owner = owner if is_open and owner != self._owner else ""
         try:
             tail = _UNBEGUN if other_owner else read_tail(self.connection, transaction)
-            state = JournalState(epoch, status, bool(is_open), tail.next_seq, bool(dead), other_owner)
+            state = JournalState(
+                epoch, status, bool(is_open), tail.next_seq, bool(dead), other_owner, due_ns, bool(receives)
+            )
             return _Draft(Held(id_bytes(transaction), state, tail))
         except (StoreError, ValueError) as error:
             return error
 
     def _create(self, write: Write) -> _Draft | Exception:
         """Begin a transaction; or why its row is not taken."""
+        if write.read:
+            return InboxChanged(f"transaction {write.transaction}: it has no messages before it begins")
+        receives = write.receives and write.status in RECEIVING
         try:
             name = id_bytes(write.transaction)
-            self.connection.execute(_INSERT_TRANSACTION, _transaction_row(write, self._owner, self.row))
-        except _ROW_ERRORS as error:
-            return self._refusal(write, error)
-        state = JournalState(write.epoch, write.status, write.open, 0, write.dead)
+            self.connection.execute(_INSERT_TRANSACTION, new_transaction_row(write, self._owner, self.row, receives))
+        except ROW_ERRORS as error:
+            return refusal_of(self.connection, write, error)
+        state = JournalState(write.epoch, write.status, write.open, 0, write.dead, "", write.due_ns, receives)
         draft = _Draft(Held(name, state, _UNBEGUN._replace(frames=[])))
         draft.created = True
         return draft
@@ -423,28 +441,3 @@ class _Batch:
     def _refuse(self, index: int, transaction: str, error: Any) -> None:
         self._refused[transaction] = error
         self.refusals.append(Refusal(index, error))
-
-    def _refusal(self, write: Write, error: Exception) -> Exception:
-        if not isinstance(error, sqlite3.IntegrityError):
-            return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
-        taken = None
-        if write.key:
-            taken = self.connection.execute(
-                "SELECT transaction_id FROM transactions WHERE workflow = ? AND key = ? AND key <> ''",
-                (write.pulses[0].workflow, write.key),
-            ).fetchone()
-        if taken and taken[0] != write.transaction:
-            return DuplicateTransaction(
-                f"key {write.key!r} of {write.pulses[0].workflow!r} was used before, by transaction {taken[0]}"
-            )
-        return DuplicateTransaction(f"transaction {write.transaction} is in the journal already")
-
-
-def _transaction_row(write: Write, owner: str, log_from: int) -> tuple[str | int, ...]:
-    accepted = write.pulses[0]
-    parent = accepted.data.get("parent", "") if accepted.data else ""
-    return (
-        write.transaction, accepted.root, parent, accepted.workflow, accepted.digest, write.key, write.status,
-        write.open, owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns, write.dead,
-        log_from,
-    )  # fmt: skip

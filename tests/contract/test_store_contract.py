@@ -42,7 +42,16 @@ class Journal:
         self._runner = runner
 
     def ask(self, answer: Coroutine[Any, Any, Value]) -> Value:
-        return self._runner.run(answer)
+        async def asked() -> Value:
+            running = asyncio.get_running_loop()
+            self.loop.wake = lambda: running.call_soon_threadsafe(self.loop.run_waiting)
+            self.loop.run_waiting()
+            try:
+                return await answer
+            finally:
+                self.loop.wake = lambda: None
+
+        return self._runner.run(asked())
 
     def append(self, *writes: Write) -> tuple[Sequence[Refusal], BaseException | None]:
         told = Told()

@@ -237,6 +237,12 @@ ADDED = {
     "names/mesh/DeadLetter",
     *(f"names/{face}/members/dead_letters" for face in ("mesh/Mesh", "mesh.testing/FixtureMesh")),
     "names/bitactor.ports/Write/members/dead",
+    # What a transaction waits for stands in the store's port: messages, a due time; what ended is forgotten.
+    *(f"names/bitactor.ports/Write/members/{name}" for name in ("due_ns", "receives", "read", "unread")),
+    *(f"names/bitactor.ports/Store/members/{name}" for name in ("due", "send", "inbox", "arrived", "forget")),
+    *(f"names/bitactor.ports/{name}" for name in ("Arrived", "Due", "Inbox", "Message", "Sent")),
+    *(f"names/bitactor.ports/{name}" for name in ("INBOX_BYTES", "INBOX_MESSAGES")),
+    *(f"names/{module}/InboxChanged" for module in ("bitactor", "bitactor.errors")),
     "command line/dead-letters",
     *(f"http/components/schemas/BitActorDeadLetter{several}" for several in ("", "s")),
     "http/paths//dead-letters",
@@ -275,9 +281,14 @@ NOTED = {
         "before: 'str | None' = None) -> '_Rows'",
         "before: 'str | None' = None, dead: 'bool' = False) -> '_Rows'",
     ),
-    "Write": ("key: ForwardRef('str') = '')", "key: ForwardRef('str') = '', dead: ForwardRef('bool') = False)"),
+    "Write": (
+        "key: ForwardRef('str') = '')",
+        "key: ForwardRef('str') = '', dead: ForwardRef('bool') = False, due_ns: "
+        "ForwardRef('int') = 0, receives: ForwardRef('bool') = False, read: ForwardRef('Sequence[int]') = (), unread: "
+        "ForwardRef('int') = 0)",
+    ),
 }
-"""What of these ports was replaced by what: which transactions have dead letters."""
+"""What of these ports was replaced by what: which transactions have dead letters, and what they wait for."""
 
 RETOLD = ("cancel", "list", "resume", "run", "trace", "undo")
 """Verbs with other words in their help: `--http` and `--store`, the beginning of an id, `--no-wait`, `--all`,

@@ -92,7 +92,7 @@ def look(connection: sqlite3.Connection, place: Place) -> tuple[list[Found], Pla
             (reached, _PARTS_A_LOOK),
         )
         for reached, transaction, seq, next_seq, row, body in rows:
-            if _missed(place, whole, row):
+            if transaction and _missed(place, whole, row):
                 try:
                     data = frames_of_part(id_bytes(transaction), seq, next_seq, row, body)
                     parts += [Found(data, frame) for frame in frames_in(data)]

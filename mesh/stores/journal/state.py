@@ -1,12 +1,19 @@
-"""What a journal has of a transaction, as far as its next write must know it."""
+"""What a journal must know of a transaction before it takes a write of it, and which writes it takes."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import sqlite3
+from typing import Final, NamedTuple
 
-from bitactor.errors import DuplicateTransaction, StaleOwner, StoreError
+from bitactor.errors import DuplicateTransaction, InboxChanged, StaleOwner, StoreError
 from bitactor.ports import Write
 from mesh.stores.journal.tail import Tail
+
+# Errors that SQLite or its binding raises for one row that it will not take; the rows of others are not at fault
+ROW_ERRORS: Final = (
+    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError,
+    OverflowError,
+)  # fmt: skip
 
 
 class JournalState(NamedTuple):
@@ -19,14 +26,16 @@ class JournalState(NamedTuple):
     dead: bool = False
     other_owner: str = ""
     """The transaction's owner, if it is open and not ours; else empty."""
+    due_ns: int = 0
+    receives: bool = False
 
 
 class Held:
     """An open transaction that is ours, as the journal has it, with its frames that are only in the log."""
 
     __slots__ = (
-        "dead", "epoch", "frames", "head", "log_from", "name", "next_seq", "open", "other_owner", "part_seq", "size",
-        "status",
+        "dead", "due_ns", "epoch", "frames", "head", "log_from", "name", "next_seq", "open", "other_owner", "part_seq",
+        "receives", "size", "status",
     )  # fmt: skip
 
     def __init__(self, name: bytes, state: JournalState, tail: Tail) -> None:
@@ -43,11 +52,15 @@ class Held:
     @property
     def state(self) -> JournalState:
         """Its state; each part is an attribute of its own, of which a hop changes one."""
-        return JournalState(self.epoch, self.status, self.open, self.next_seq, self.dead, self.other_owner)
+        return JournalState(
+            self.epoch, self.status, self.open, self.next_seq, self.dead, self.other_owner, self.due_ns, self.receives
+        )
 
     @state.setter
     def state(self, state: JournalState) -> None:
-        self.epoch, self.status, self.open, self.next_seq, self.dead, self.other_owner = state
+        (
+            self.epoch, self.status, self.open, self.next_seq, self.dead, self.other_owner, self.due_ns, self.receives,
+        ) = state  # fmt: skip
 
 
 def conflict(
@@ -73,3 +86,47 @@ def conflict(
     return StoreError(
         f"transaction {transaction}: pulse {seq} follows pulse {state.next_seq - 1}; a write between was lost"
     )
+
+
+def inbox_conflict(write: Write, there: int, unread: int, closes: bool) -> Exception | None:
+    """Why a write must not be made, from what the inbox of its transaction holds: so many of the messages that it says
+    it reads, and so many unread ones in all.  `closes`: the transaction receives no more from then on."""
+    reads, left = len(write.read), unread - there
+    if there != reads:
+        return InboxChanged(
+            f"transaction {write.transaction}: of {reads} messages that it reads, {reads - there} are not there", left
+        )
+    if closes and left != write.unread:
+        return InboxChanged(
+            f"transaction {write.transaction}: it leaves {left} messages unread; this was decided when these were "
+            f"{write.unread}", left,
+        )  # fmt: skip
+    return None
+
+
+def refusal_of(connection: sqlite3.Connection, write: Write, error: Exception) -> Exception:
+    """Why a transaction cannot begin, from what inserting its row raised."""
+    if not isinstance(error, sqlite3.IntegrityError):
+        return StoreError(f"transaction {write.transaction}: a pulse cannot be stored: {error}")
+    taken = None
+    if write.key:
+        taken = connection.execute(
+            "SELECT transaction_id FROM transactions WHERE workflow = ? AND key = ? AND key <> ''",
+            (write.pulses[0].workflow, write.key),
+        ).fetchone()
+    if taken and taken[0] != write.transaction:
+        return DuplicateTransaction(
+            f"key {write.key!r} of {write.pulses[0].workflow!r} was used before, by transaction {taken[0]}"
+        )
+    return DuplicateTransaction(f"transaction {write.transaction} is in the journal already")
+
+
+def new_transaction_row(write: Write, owner: str, log_from: int, receives: bool) -> tuple[str | int, ...]:
+    """The row of a transaction that begins."""
+    accepted = write.pulses[0]
+    parent = accepted.data.get("parent", "") if accepted.data else ""
+    return (
+        write.transaction, accepted.root, parent, accepted.workflow, accepted.digest, write.key, write.status,
+        write.open, owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns, write.dead,
+        log_from, write.due_ns, receives,
+    )  # fmt: skip

@@ -22,6 +22,12 @@ ALTER TABLE numbered_owners RENAME TO owners;
 
 ALTER TABLE transactions ADD COLUMN log_from INTEGER;  -- `log.id` from which its frames are not in the archive yet
 ALTER TABLE transactions ADD COLUMN head BLOB;  -- digest of its last frame in the archive
+ALTER TABLE transactions ADD COLUMN due_ns INTEGER NOT NULL DEFAULT 0;  -- wall time to look at it again; 0: none
+ALTER TABLE transactions ADD COLUMN receives INTEGER NOT NULL DEFAULT 0;  -- 1: it can be sent messages
+
+CREATE INDEX transactions_due ON transactions (owner, due_ns) WHERE due_ns > 0 AND open = 1;
+CREATE INDEX transactions_ended ON transactions (updated_ns)
+WHERE open = 0 AND status IN ('completed', 'compensated', 'cancelled');
 
 CREATE TABLE numbers (
     name TEXT    NOT NULL PRIMARY KEY,
@@ -61,3 +67,16 @@ CREATE TABLE words (
     word INTEGER PRIMARY KEY,
     body BLOB    NOT NULL  -- checksum, then msgpack of kind, step, spawn, direction, digest, token_in
 );
+
+CREATE TABLE inbox (
+    id             INTEGER PRIMARY KEY AUTOINCREMENT,  -- in the order in which they were kept; never given again
+    transaction_id TEXT    NOT NULL,
+    name           TEXT    NOT NULL,
+    key            TEXT    NOT NULL,  -- '': none
+    digest         BLOB    NOT NULL,  -- of the transaction, name, key and body
+    body           BLOB,              -- NULL: it was read, and its key is still known
+    sent_ns        INTEGER NOT NULL,
+    sender         TEXT    NOT NULL
+);
+CREATE INDEX inbox_unread ON inbox (transaction_id, id) WHERE body IS NOT NULL;
+CREATE UNIQUE INDEX inbox_by_key ON inbox (transaction_id, name, key) WHERE key <> '';
