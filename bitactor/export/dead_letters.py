@@ -111,7 +111,7 @@ class DeadLetter:
         return {part.name: part.read() for part in self.parts}
 
 
-class _Death(NamedTuple):
+class Death(NamedTuple):
     """A pulse by which something has died."""
 
     kind: str
@@ -128,7 +128,7 @@ def dead_letters_of(pulses: Sequence[Pulse], status: str, plan: Plan | None = No
         plan: its workflow's; without it, or if it is of another shape, arguments go by their sources' names, and of
             nested steps only what the journal says by itself is known.
     """
-    deaths = _deaths(pulses, status)
+    deaths = deaths_of(pulses, status)
     if not deaths:
         return []
     folds = plan is not None and plan.digest == pulses[0].digest
@@ -152,19 +152,22 @@ def letter_place(letter: Any) -> tuple[str, int]:
     return matched[1], int(matched[2])
 
 
-def emission_again(pulses: Sequence[Pulse], state: SagaState, seq: int) -> Emission | None:
+def emission_again(
+    pulses: Sequence[Pulse], state: SagaState, seq: int, deaths: Mapping[int, Death] | None = None
+) -> Emission | None:
     """The signal that is brought to its consumers once more if the dead letter of pulse `seq` is sent again; None: it
     is an undo, which is tried again when its transaction is resumed.
 
     Args:
         pulses: all of the transaction's.
         state: what follows from them.
+        deaths: what `deaths_of` says of them, if it was asked before.
 
     Raises:
         InvalidInput: it cannot be sent again, or was before; says why, and what to do.
     """
     letter = f"dead letter {state.transaction}-{seq}"
-    death = _deaths(pulses, state.status).get(seq)
+    death = (deaths_of(pulses, state.status) if deaths is None else deaths).get(seq)
     if death is None:
         raise InvalidInput(f"there is no {letter}{_what_became(pulses, state, seq)}")
     if death.kind == UNDO:
@@ -176,8 +179,8 @@ def emission_again(pulses: Sequence[Pulse], state: SagaState, seq: int) -> Emiss
             f"stimulate {pulses[seq].workflow!r} again, with another key"
         )
     emission = state.undelivered[(pulses[seq].data or {})["emit"]]
-    forward = not any(pulse.hop == emission.hop and pulse.direction == UNDO for pulse in pulses)
-    if forward and state.stopping and state.status != COMPLETED:
+    taken_back = state.stopping and state.status != COMPLETED
+    if taken_back and not any(pulse.hop == emission.hop and pulse.direction == UNDO for pulse in pulses):
         now = "being undone" if state.status == RUNNING else state.status
         raise InvalidInput(
             f"{letter} is a signal, {emission.name!r}, of a transaction that is {now}: what it tells was taken back; "
@@ -202,26 +205,26 @@ def _what_became(pulses: Sequence[Pulse], state: SagaState, seq: int) -> str:
     return " any more: it was sent again, and taken"
 
 
-def _deaths(pulses: Sequence[Pulse], status: str) -> dict[int, _Death]:
+def deaths_of(pulses: Sequence[Pulse], status: str) -> dict[int, Death]:
     """Position of a pulse → what has died by it, in order."""
-    found: dict[int, _Death] = {}
+    found: dict[int, Death] = {}
     signals: dict[str, int] = {}  # emission → position of the pulse by which it has died last
-    undos: dict[str, tuple[int, _Death]] = {}  # step → the undo of it that failed last
+    undos: dict[str, tuple[int, Death]] = {}  # step → the undo of it that failed last
     reasons: dict[str, str] = {}
     for at, pulse in enumerate(pulses):
         data = pulse.data or {}
         if pulse.kind == TOMBSTONE and pulse.error in UNDELIVERED:
             if "emit" in data:
                 signals[data["emit"]] = at
-                found[at] = _Death(SIGNAL, pulse.error, str(data.get("why", "")))
+                found[at] = Death(SIGNAL, pulse.error, str(data.get("why", "")))
             elif pulse.direction == FORWARD:
-                found[at] = _Death(STEP, pulse.error, Fault(*data["fault"]).summary())
+                found[at] = Death(STEP, pulse.error, Fault(*data["fault"]).summary())
             else:
                 reasons[pulse.hop] = pulse.error
         elif pulse.kind == EMITTED and data.get("again"):
             found.pop(signals.get(data["emit"], -1), None)
         elif pulse.kind == UNDO_FAILED:
-            undos[pulse.step] = at, _Death(UNDO, reasons.get(pulse.hop, STUCK), pulse.error or "")
+            undos[pulse.step] = at, Death(UNDO, reasons.get(pulse.hop, STUCK), pulse.error or "")
         elif pulse.kind == UNDONE:
             undos.pop(pulse.step, None)
         elif pulse.kind == RESUMED and "epoch" not in data:  # somebody had it try again
@@ -229,7 +232,7 @@ def _deaths(pulses: Sequence[Pulse], status: str) -> dict[int, _Death]:
     return dict(sorted((*found.items(), *(undos.values() if status == STUCK else ()))))
 
 
-def _letters(pulses: Sequence[Pulse], deaths: Mapping[int, _Death], plan: Plan | None) -> Iterator[DeadLetter]:
+def _letters(pulses: Sequence[Pulse], deaths: Mapping[int, Death], plan: Plan | None) -> Iterator[DeadLetter]:
     context = _Context(pulses[0].transaction, plan)
     for at, pulse in enumerate(pulses[: max(deaths) + 1]):
         if at in deaths:
@@ -270,7 +273,7 @@ class _Context:
         if self._state is not None:
             evolve(self._state, pulse)
 
-    def letter(self, pulse: Pulse, death: _Death) -> DeadLetter:
+    def letter(self, pulse: Pulse, death: Death) -> DeadLetter:
         """The dead letter of a pulse, which is added after that."""
         data = pulse.data or {}
         signal = death.kind == SIGNAL

@@ -139,6 +139,9 @@ class Reply(NamedTuple):
     reason: str = ""
     planned: bytes | None = None
     """The data of the steps that a `Then` plans, packed."""
+    pid: int = 0
+    """On the wire between nodes: the id of the worker process that ran it; 0: none did, or the node that sent the hop
+    does not say that it takes that."""
 
 
 class Cancel(NamedTuple):

@@ -52,7 +52,12 @@ _FAULT_FIELD: Final[tuple[int, ...]] = tuple(
     kind._fields.index("fault") if "fault" in kind._fields else -1 for kind in _TYPES
 )
 _EMITS: Final = Reply._fields.index("emits")
-_LATER_FIELD: Final[dict[int, Any]] = {_CODES[Signal]: None, _CODES[Stimulus]: None, _CODES[Receipt]: 0}
+_LATER_FIELD: Final[dict[int, Any]] = {
+    _CODES[Signal]: None,
+    _CODES[Reply]: 0,
+    _CODES[Stimulus]: None,
+    _CODES[Receipt]: 0,
+}
 """Code of a kind of message → the value of its last field that is left out, as releases of before do."""
 
 _Fault = (
@@ -71,7 +76,7 @@ _VALIDATORS: Final[tuple[Callable[[Any], Any], ...]] = tuple(
         ],
         tuple[
             str, str, int, int, str, bytes, _Fault, int | None, tuple[tuple[str, bytes], ...], int, str,
-            bytes | None,
+            bytes | None, int,
         ],
         tuple[str, str, int, int],
         tuple[

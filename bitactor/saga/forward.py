@@ -65,7 +65,7 @@ _new = tuple.__new__
 def replied(turn: Turn, event: Replied) -> None:
     state = turn.state
     index, reply, holder = event
-    _, hop, delivery, epoch, outcome, token, _, _, emits, elapsed_ns, _, planned = reply
+    _, hop, delivery, epoch, outcome, token, _, _, emits, elapsed_ns, _, planned, _ = reply
     if holder or turn.held:
         turn.held = (hop, holder) if holder else None
     if (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
@@ -46,6 +46,9 @@ class Place(Protocol):
         Raises:
             BitActorError: it is unknown.
         """
+
+    def readable(self, transaction: str) -> list[Pulse]:
+        """Those pulses of a transaction that is damaged that can be read here; maybe none."""
 
     async def parked(self, rows: Sequence[TransactionRow]) -> Mapping[str, str]:
         """Those that run, but cannot go on where they are → why."""
@@ -99,6 +102,14 @@ class StorePlace:
     async def pulses(self, transaction: str) -> list[Pulse]:
         """Those in the file."""
         return self._reader.pulses(transaction)
+
+    def readable(self, transaction: str) -> list[Pulse]:
+        """Those up to the damage, or all of them if it is in the transaction's row."""
+        found: list[Pulse] = []
+        if isinstance(self._reader, work.SqliteReader):
+            with suppress(StoreError):
+                found.extend(self._reader.each_pulse(transaction))
+        return found
 
     async def parked(self, rows: Sequence[TransactionRow]) -> Mapping[str, str]:
         """Those that cannot be read; who runs them, and whether he can, the file does not know."""
@@ -188,6 +199,10 @@ class RegistryPlace:
         """Those of the node that owns it, or can read it."""
         return await self._client.pulses(transaction)
 
+    def readable(self, transaction: str) -> list[Pulse]:
+        """None: the journal is not here."""
+        return []
+
     async def parked(self, rows: Sequence[TransactionRow]) -> Mapping[str, str]:
         """What the nodes say of those they have."""
         nodes = await self._client.nodes()
@@ -243,6 +258,10 @@ class HttpPlace:
         if code != 200 or not isinstance(answer, dict):
             raise refusal(code, answer)
         return answer
+
+    def readable(self, transaction: str) -> list[Pulse]:
+        """None: the journal is not here."""
+        return []
 
     async def parked(self, rows: Sequence[TransactionRow]) -> Mapping[str, str]:
         """What the node said with their rows."""

@@ -9,8 +9,9 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from bitactor.errors import UnknownTransaction
+from bitactor.errors import DamagedJournal, UnknownTransaction
 from bitactor.messages.pulse import EMITTED, Pulse
+from mesh.cli.exits import FAILED, CommandError
 from mesh.cli.options import Curve, Json, Registry, Store
 from mesh.cli.output import WATERFALL_WIDTH, out
 from mesh.cli.places import id_beginning, open_place, transaction_id, unknown
@@ -40,6 +41,8 @@ async def trace(
 
     From --store (read only, also while nodes write it), or asked of the nodes of --registry.
 
+    Of a transaction that is damaged what can be read is shown, and then what is wrong; the exit code is 1.
+
     Of many batches, rounds, elements or tries only some are shown, and all that went wrong; --all and --json show each.
 
     Example: bitactor trace 01993a0e7c5b --store sqlite:///pulses.db
@@ -52,22 +55,28 @@ async def trace(
     beginning = id_beginning(transaction)
     async with open_place(store, registry, curve) as place:
         wanted = await transaction_id(place, beginning)
+        damaged: list[str] = []
 
         async def pulses_of(other: str) -> list[Pulse]:
             try:
                 return await place.pulses(other)
+            except DamagedJournal as error:
+                damaged.append(str(error))
+                return place.readable(other)
             except UnknownTransaction:
                 if other == wanted:
                     raise
                 return []  # its node is gone, and took it along
 
         found = await _tree(wanted, pulses_of, children)
-    if not found:
+    if not found and not damaged:
         raise unknown(wanted, place.name)
-    if json:
+    if found and json:
         print(to_json(found, time.time_ns()))
-    else:
+    elif found:
         show(found, out(WATERFALL_WIDTH), now_ns=time.time_ns(), fold=not all)
+    if damaged:
+        raise CommandError("; ".join(damaged), FAILED)
 
 
 async def _tree(wanted: str, pulses_of: Pulses, children: bool) -> list[Pulse]:

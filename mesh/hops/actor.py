@@ -301,7 +301,7 @@ class BitActor(pykka.Actor):
             Reply,
             (
                 signal.transaction, signal.hop, signal.delivery, signal.epoch, "ok", token, None, None,
-                self.context.end() if self.context is not None else (), now - self.started_ns, "", None,
+                self.context.end() if self.context is not None else (), now - self.started_ns, "", None, 0,
             ),
         )  # fmt: skip
         self.done(self, reply, None)

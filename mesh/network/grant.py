@@ -26,6 +26,8 @@ from registry.table import DEFAULT_LEASE_NS
 
 FENCED: Final = "fenced"
 """In the value of a step's or consumer's name: its holder takes signals with a `Sending`."""
+TAKES_PIDS: Final = "takes_pids"
+"""In the value of a node's name: it takes replies with the `pid` of the worker process that ran the hop."""
 CONFIRMED_NS: Final = 1_000_000_000
 """Nanoseconds after a question in which what was sent again in answer to it may begin."""
 
@@ -42,6 +44,9 @@ class NodeGrant:
         self._endpoints: dict[str, str] = {}
         self.senders: frozenset[str] = frozenset()
         """Endpoints of the nodes that are there, as far as the registry has said."""
+        self._pids_to: set[str] = set()
+        self.takes_pids: frozenset[str] = frozenset()
+        """Those of them that take replies with the process id of a worker."""
 
     def on_notice(self, notice: Notice) -> None:
         """Take a change of a node's name in the registry."""
@@ -52,7 +57,10 @@ class NodeGrant:
         else:
             self._epochs[entry.holder] = entry.epoch
             self._endpoints[entry.holder] = str(entry.value.get("endpoint"))
+        takes_pids = notice.kind != DISAPPEARED and entry.value.get(TAKES_PIDS)
+        (self._pids_to.add if takes_pids else self._pids_to.discard)(entry.holder)
         self.senders = frozenset(self._endpoints.values())
+        self.takes_pids = frozenset(self._endpoints[node] for node in self._pids_to)
 
     def is_there(self, node: str) -> bool:
         """Whether a node is there, so that we shall be told when it goes: what else it registers may outlive it here

@@ -20,7 +20,7 @@ from bitactor.messages.signal import Answer, Cancel, Question, Receipt, Reply, S
 from bitactor.messages.wire import decode_message, encode_message
 from mesh.limits.payload import require_room
 from mesh.network.control import Control
-from mesh.network.grant import FENCED, NodeGrant
+from mesh.network.grant import FENCED, TAKES_PIDS, NodeGrant
 from mesh.network.remote_hops import WINDOW, RemoteHops
 from mesh.network.router import HopRouter
 from mesh.network.transports import open_transport
@@ -138,7 +138,7 @@ class Links(Network):
                     }
         for workflow in node.workflows:
             entries[workflow_name(workflow)] = {"endpoint": self.endpoint}
-        await self._register(node_name(node.id), {"endpoint": self.endpoint}, unique=True)
+        await self._register(node_name(node.id), {"endpoint": self.endpoint, TAKES_PIDS: True}, unique=True)
         for name, value in entries.items():
             await self._register(name, value)
         self._announced = list(entries)

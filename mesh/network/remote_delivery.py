@@ -49,6 +49,10 @@ class RemoteDelivery:
         """The node that it was sent to; empty if to none."""
         return self.holder.holder if self.holder is not None else ""
 
+    def ran_by(self, reply: Reply) -> str:
+        """Who ran what was answered: the node, and the worker process of it that did (`node/pid`)."""
+        return f"{self.holder_name}/{reply.pid}" if 0 < reply.pid < 2**31 else self.holder_name
+
     @property
     def has_begun(self) -> bool:
         """Whether anything of its transaction may have run, so that to fail now would undo what somebody did."""

@@ -111,8 +111,12 @@ class RemoteHops:
     def _done(self, key: Key, actor: BitActor, reply: Reply, error: BaseException | None) -> None:
         if actor.state == ENDED:
             self._running.pop(key, None)
-        if not self._closed:
-            self._reply(actor.signal, reply)
+        if self._closed:
+            return
+        pid = actor.holder
+        if isinstance(pid, int) and actor.signal.reply_to in self._grant.takes_pids:
+            reply = reply._replace(pid=pid)
+        self._reply(actor.signal, reply)
 
     def _refuse(self, signal: Signal, error: BaseException) -> None:
         self._reply(

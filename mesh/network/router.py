@@ -156,7 +156,7 @@ class HopRouter(Router):
             late = self._late.pop(key, None)
             if late is not None:
                 answered = not_started(reply) if reply.outcome == "busy" else reply
-                self._enqueue(late.live, Replied(late.index, answered, late.holder_name))
+                self._enqueue(late.live, Replied(late.index, answered, late.ran_by(reply)))
             return
         outcome = reply.outcome
         if outcome == "busy":
@@ -170,7 +170,7 @@ class HopRouter(Router):
             what = f"a worker process of {remote.signal.name!r}"
             self._enqueue(remote.live, Lost(remote.index, reply.delivery, what, hop=reply.hop))
         else:
-            self._enqueue(remote.live, _new(Replied, (remote.index, reply, remote.holder_name)))
+            self._enqueue(remote.live, _new(Replied, (remote.index, reply, remote.ran_by(reply))))
         if self._waiting:
             for address in list(self._waiting):  # the room that was made is for any step the holder runs
                 self._assign_waiting(address)

@@ -84,6 +84,9 @@ class Transactions:
         self._reopened: dict[str, LiveTransaction] = {}
         self.one_at_a_time = asyncio.Lock()
         """For what reads whole journals, of which many may be asked for at once."""
+        self.asked_again: dict[str, list[Any]] = {}
+        """Transaction → those of its dead letters that are to be sent again in its next turn; see
+        `mesh.transaction.again`."""
 
     def close(self) -> None:
         """Wait no more for transactions that other processes run."""
@@ -171,6 +174,11 @@ class Transactions:
             return running
         last = self._reopened.get(transaction)
         return live if last is None or last.state.seq <= live.state.seq else last
+
+    def reopened(self, transaction: str) -> LiveTransaction | None:
+        """The transaction if it runs here, or went on here after it had settled; another process may have had it
+        since."""
+        return self._supervisor.transactions.get(transaction) or self._reopened.get(transaction)
 
     def is_certain(self, live: LiveTransaction) -> bool:
         """Whether nobody but this process can let a transaction go on, or find out more; on any thread."""

@@ -22,7 +22,7 @@ import zmq
 from bitactor.errors import ConfigurationError
 from registry.entry import EndpointInUse
 from registry.support.curve import Curve
-from registry.support.private import private_directory, private_socket
+from registry.support.private import private_connections, private_directory, private_socket
 
 IPC: Final = "ipc://"
 TCP: Final = "tcp://"
@@ -91,6 +91,7 @@ class Binding:
         try:
             if self._path is not None:
                 _remove_stale(self._path, endpoint)
+                private_connections(listener)
             listener.bind(endpoint)
             if self._path is not None:
                 private_socket(self._path)

@@ -1,13 +1,18 @@
 """Whether others could listen, or put a socket of theirs, where ours is: the one rule for directories and sockets, of
 registries and of nodes.
 
-Nobody but us may put a socket into the directory, and nobody but us may connect to the socket: it is of mode 0600."""
+Nobody but us may put a socket into the directory, and nobody but us and root may connect to the socket: it is of mode
+0600, and between its binding and that a connection of another user is refused by the user's id, as the kernel says it.
+The umask, which would make it so at once, is the whole process's, whose threads make files of their own meanwhile."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
+
+import zmq
 
 from bitactor.errors import ConfigurationError
 
@@ -27,8 +32,19 @@ def private_directory(directory: Path) -> None:
         raise ConfigurationError(f"cannot make the directory {directory} for a socket: {error.strerror}") from error
 
 
+def private_connections(listener: zmq.Socket[bytes]) -> None:
+    """Have a socket that is to be bound to a file take connections of our user and root only, where the system tells
+    whose they are."""
+    for uid in {os.geteuid(), _ROOT}:
+        try:
+            listener.set(zmq.IPC_FILTER_UID, uid - 2**32 if uid >= 2**31 else uid)  # an int of C
+        except zmq.ZMQError as error:
+            if error.errno != errno.EINVAL:  # this system does not tell
+                raise
+
+
 def private_socket(path: Path) -> None:
-    """Let nobody but us connect to a socket that we have just bound.
+    """Let nobody but us connect to a socket that we have just bound; see `private_connections` for the time between.
 
     Raises:
         ConfigurationError: it is gone, or another's.

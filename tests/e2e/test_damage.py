@@ -88,6 +88,9 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
+OF_THE_ROW = [name for name in DAMAGES if name.startswith(("a row", "a shape", "open", "a name"))]
+
+
 def close_gate() -> None:
     """Let orders wait, on the loop of this test."""
     global GATE
@@ -313,3 +316,24 @@ async def test_a_trace_of_fields_of_other_types(sqlite: str, how: str, capsys: p
     assert await asyncio.to_thread(main, ["trace", transaction, "--store", sqlite]) == 1
     said = capsys.readouterr().err
     assert f"transaction {transaction} cannot be read: pulse 0" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("how", OF_THE_ROW)
+async def test_of_a_damaged_row_the_pulses_are_shown_and_the_damage_is_named(
+    sqlite: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (transaction,) = await interrupted(sqlite, 1)
+    damage(sqlite, transaction, DAMAGES[how])
+    for options in ([], ["--json"]):
+        assert await asyncio.to_thread(main, ["trace", transaction, "--store", sqlite, *options]) == 1
+        shown, said = capsys.readouterr()
+        assert f"transaction {transaction}" in said and "cannot be read" in said and "Traceback" not in said
+        assert "take" in shown and ("running" in shown or "accepted" in shown)
+
+
+async def test_of_damaged_pulses_those_before_are_shown(sqlite: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (transaction,) = await interrupted(sqlite, 1)
+    damage(sqlite, transaction, DAMAGES["a hole"])
+    assert await asyncio.to_thread(main, ["trace", transaction, "--store", sqlite, "--json"]) == 1
+    shown, said = capsys.readouterr()
+    assert '"accepted"' in shown and "pulse" in said and transaction in said

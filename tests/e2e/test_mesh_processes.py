@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from mesh import Mesh
 from mesh.stores import open_reader
 from registry import Curve, RegistryServer
 from tests.e2e.apps import Busy, chain, forgiving, fragile, greet, serve, signup, slow
+from tests.e2e.errands import computation
 from tests.e2e.processes import PATIENCE, Town, town
 
 
@@ -41,6 +43,21 @@ async def test_the_face_with_its_steps_in_another_process(place: Town) -> None:
         assert [pulse.ttl for pulse in transaction.pulses() if pulse.kind == "spawned"] == [7, 6, 5]
         await until(lambda: (place.users / "greeted-ada@example.org").exists(), "the greeting")
         assert (place.users / "greeted-ada@example.org").read_text() == str(worker.child.pid)
+
+
+def parent_of(pid: str) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def test_the_worker_process_of_another_node_is_named_beside_the_node(place: Town) -> None:
+    worker = place.node("computation", processes=1)
+    async with Mesh(computation, registry=place.registry, hosts=False) as mesh:
+        transaction = await mesh.stimulate("computation", {"notes": str(place.directory / "computed")})
+        assert await transaction.ended(timeout=PATIENCE) == "compensated"
+        (ended,) = [pulse for pulse in transaction.pulses() if pulse.step == "compute" and pulse.kind == "completed"]
+        node, _, pid = ended.data["holder"].partition("/")
+        assert node != mesh.node.id
+        assert parent_of(pid) == worker.child.pid
 
 
 async def test_errors_of_another_process_come_as_declared_and_compensation_runs_there(place: Town) -> None:

@@ -83,6 +83,42 @@ async def test_of_two_who_ask_at_once_one_is_refused(sqlite: str) -> None:
         assert await one.dead_letters() == await two.dead_letters() == []
 
 
+async def test_those_of_one_transaction_that_are_asked_at_once_take_one_reading_of_its_journal(
+    sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow, heard = emitting(*range(40)), Heard()
+    letters = await died(sqlite, workflow)
+    async with Mesh(workflow, heard.by("mail"), store=sqlite) as mesh:
+        queries, reads = mesh.node.transactions.queries, list[str]()
+        read = queries.pulses
+
+        async def counted(transaction: str) -> Any:
+            reads.append(transaction)
+            return await read(transaction)
+
+        monkeypatch.setattr(queries, "pulses", counted)
+        asked = [
+            asyncio.create_task(mesh.send_again(letter))
+            for letter in (*letters[:30], letters[1], f"{letters[0].transaction}-0")
+        ]
+        await asyncio.sleep(0)
+        asked[0].cancel()  # who began the turn; it goes on for the others
+        answers = await asyncio.gather(*asked[1:], return_exceptions=True)
+        assert {answer.id for answer in answers[:29]} == {letters[0].transaction}  # type: ignore[union-attr]
+        assert "is being sent again at this moment" in str(answers[29]) and "there is no dead letter" in str(
+            answers[30]
+        )
+        assert len(reads) == 2, "as it is taken up, and as it stands then"
+        for letter in letters[30:]:
+            await mesh.send_again(letter)
+        assert len(reads) == 12, "what went on here is not folded anew"
+        expected = {*range(40)} - {letters[0].payload}
+        await until(lambda: {value for _, value in heard.values} >= expected)
+        await until(lambda: mesh.about()["undelivered"] == 0)
+        audit(await mesh.transaction(letters[0].transaction))
+        assert len(heard.values) == len({value for _, value in heard.values})
+
+
 async def test_a_group_that_took_it_before_does_not_begin_once_more(sqlite: str) -> None:
     """It was a dead letter for the other group's sake."""
     workflow, heard, clock = emitting(1), Heard(), FakeClock()

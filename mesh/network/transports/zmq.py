@@ -35,7 +35,7 @@ from mesh.network.transports.loop_transport import (
 )
 from mesh.network.transports.send_queue import QUEUE_BYTES, QUEUE_MESSAGES, SendQueue
 from registry.support.curve import Curve, Gatekeeper, secure_client, secure_server
-from registry.support.private import private_socket
+from registry.support.private import private_connections, private_socket
 
 FRAMES_IN_FLIGHT: Final = 32
 """High-water mark of each socket, in frames: 8 MiB of full ones, more only where single messages are larger."""
@@ -199,11 +199,13 @@ class ZmqTransport(LoopBoundTransport[Connection]):
             secure_server(inbox, self._curve)
         address = prepare_ipc(self._bind) if self._bind.startswith("ipc://") else self._bind
         _set_up_tcp(inbox, address)
+        is_file = address.startswith("ipc://")
+        if is_file:
+            private_connections(inbox)
         try:
             inbox.bind(address)
         except zmq.ZMQError as error:
             raise ConfigurationError(f"cannot bind {address}: {error.strerror}; choose another address") from error
-        is_file = address.startswith("ipc://")
         bound = address if is_file else inbox.get_string(zmq.LAST_ENDPOINT)
         if is_file:
             private_socket(Path(address.removeprefix("ipc://")))

@@ -51,11 +51,14 @@ def hop_attributes(hop: OpenHop, pulse: Pulse, holder: str) -> Attributes:
 
 
 def holder_attributes(given: Any, own: str) -> Attributes:
-    """Who ran a hop: another node by its id, a worker process of this one by its pid, else this one."""
+    """Who ran a hop: another node by its id, a worker process of this one by its pid or of another as `node/pid`, else
+    this one."""
     if isinstance(given, int):
         return {"bitactor.holder": f"{own}/{given}" if own else str(given), "process.pid": given}
     holder = given if isinstance(given, str) and given else own
-    return {"bitactor.holder": holder} if holder else {}
+    said: Attributes = {"bitactor.holder": holder} if holder else {}
+    pid = holder.rpartition("/")[2] if holder != own and "/" in holder else ""
+    return {**said, "process.pid": int(pid)} if len(pid) <= 10 and pid.isdecimal() and pid.isascii() else said
 
 
 def details(pulse: Pulse) -> Attributes:

@@ -197,6 +197,7 @@ MESSAGES = (
         17, "why"
     ),
     Reply("a" * 32, "c" * 16, 1, 0, "fail", None, FAULT, 5),
+    Reply("a" * 32, "c" * 16, 1, 0, "ok", encode_token(1), pid=4711),
     Cancel("a" * 32, "c" * 16, 1, 0),
     Stimulus("i", "n", "g", encode_token({"x": 1}), 7, None, "ipc://x", "r", "p", "h", ("a",), {"k": 1}, "key"),
     Receipt("i", "t", ""),
@@ -233,11 +234,18 @@ PULSE = Pulse(
             "9f0103a169a16ea167c40481a1780107c0a76970633a2f2f78a172a170a16891a16181a16b01a36b6579",
         ),
         (Receipt("i", "t", ""), "950104a169a174a0"),
+        (
+            Reply(
+                "a" * 32, "c" * 16, 1, 0, "ok", encode_token([1, 2]), None, None, (("out", encode_token(1)),), 17, "why"
+            ),
+            "9e0101d9206161616161616161616161616161616161616161616161616161616161616161b0636363636363636363636363636363"
+            "630100a26f6bc403920102c0c09192a36f7574c4010111a3776879c0",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_was_not_said_to_whom_it_was_sent_is_as_the_release_before_had_it(message: Any, recorded: str) -> None:
-    """Recorded at 30ad4f9, whose nodes read nothing else."""
+    """Recorded at 30ad4f9, the reply at fb34dda, whose nodes read nothing else."""
     data = bytes.fromhex(recorded)
     assert encode_message(message) == data
     assert decode_message(data) == message

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bitactor import Workflow
-from bitactor.messages.codec import Packed, encode_token
+from bitactor.messages.codec import Packed, encode_token, token_bytes
 from bitactor.messages.signal import Cancel, Reply, Sending, Signal
 from bitactor.messages.wire import decode_message
 from bitactor.saga import Accept, HopExpired, Lost, Replied, Saga
 from bitactor.testing.fakes import FakeClock
 from mesh.hops.executor import Executor
-from mesh.hops.ports import FOREVER
+from mesh.hops.ports import ENDED, FOREVER
 from mesh.limits.timing_wheel import SystemClock, TimingWheel
-from mesh.network.grant import CONFIRMED_NS, FENCED, NodeGrant
+from mesh.network.grant import CONFIRMED_NS, FENCED, TAKES_PIDS, NodeGrant
+from mesh.network.remote_hops import RemoteHops
 from mesh.network.router import BACKSTOP_NS, HopRouter
 from mesh.runtime.live import LiveTransaction
 from registry import Entry, Notice
@@ -136,6 +138,53 @@ async def test_a_holder_that_asks_gets_the_hop_once_more_with_its_question_and_a
     assert len(desk.sent) == 2, "nobody waits for it any more"
     reply = desk.events[-1].reply
     assert (reply.outcome, reply.after_ns) == ("fail", None), "and it is known not to have happened"
+
+
+@pytest.mark.parametrize(("pid", "holder"), [(0, "them"), (4711, "them/4711"), (-1, "them"), (2**63, "them")])
+async def test_the_worker_process_of_another_node_is_named_with_it(desk: Desk, pid: int, holder: str) -> None:
+    sent = desk.dispatch(2 * SECOND)
+    desk.router.on_reply(Reply(sent.transaction, sent.hop, sent.delivery, sent.epoch, "ok", encode_token(0), pid=pid))
+    (event,) = desk.events
+    assert type(event) is Replied and event.holder == holder
+
+
+async def test_who_takes_process_ids_is_known_while_its_node_says_so(desk: Desk) -> None:
+    def notice(kind: str, value: dict[str, Any]) -> frozenset[str]:
+        desk.grant.on_notice(Notice(kind, Entry("node:n", "n", value, True, 1)))
+        return desk.grant.takes_pids
+
+    assert notice("appeared", {"endpoint": "ipc://n"}) == frozenset(), "a node of a release before"
+    assert notice("changed", {"endpoint": "ipc://n", TAKES_PIDS: True}) == {"ipc://n"}
+    assert notice("changed", {"endpoint": "ipc://n"}) == frozenset()
+    notice("changed", {"endpoint": "ipc://n", TAKES_PIDS: True})
+    assert notice("disappeared", {"endpoint": "ipc://n", TAKES_PIDS: True}) == frozenset()
+
+
+@pytest.mark.parametrize(("takes", "holder", "said"), [(True, 4711, 4711), (False, 4711, 0), (True, "", 0)])
+def test_the_worker_process_is_said_to_a_node_that_takes_it(takes: bool, holder: str | int, said: int) -> None:
+    errand = Workflow("errand")
+    errand.step(lambda: 0, name="go")
+    sent: list[Any] = []
+    grant = NodeGrant(FakeRegistry(), "us", FakeClock())  # type: ignore[arg-type]
+    value = {"endpoint": "ipc://s", TAKES_PIDS: True} if takes else {"endpoint": "ipc://s"}
+    grant.on_notice(Notice("appeared", Entry("node:them", "them", value, True, 1)))
+
+    def launch(plan: Any, step: Any, signal: Signal, arguments: Any, result: Any, done: Any, **_: Any) -> Any:
+        actor = SimpleNamespace(state=ENDED, holder=holder, signal=signal)
+        done(actor, Reply(signal.transaction, signal.hop, 1, 0, "ok", encode_token(0)), None)
+        return actor
+
+    hops = RemoteHops(
+        SimpleNamespace(launch=launch),  # type: ignore[arg-type]
+        {"errand": errand.check()},
+        lambda endpoint, message: sent.append((endpoint, decode_message(message))),
+        grant,
+    )
+    parts = encode_token([bytes(token_bytes(encode_token(value))) for value in ({}, None)])
+    signal = Signal("errand/go", "f" * 32, "f" * 32, "a" * 16, (), "forward", 1, 1, 0, 7, None, parts, "ipc://s")
+    hops.receive(signal)
+    hops.receive(signal)  # answered from what is remembered
+    assert [(endpoint, reply.pid) for endpoint, reply in sent] == [("ipc://s", said)] * 2
 
 
 async def test_a_hop_that_was_given_to_another_is_passed_over(desk: Desk) -> None:

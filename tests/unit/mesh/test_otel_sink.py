@@ -253,12 +253,14 @@ def test_a_hop_that_emits_is_a_producer() -> None:
 
 def test_a_hop_says_who_ran_it() -> None:
     log = PulseLog()
-    for number, holder in enumerate((None, 4711, "n2")):
+    for number, holder in enumerate((None, 4711, "n2", "n2/4712", "n2/x")):
         data = {} if holder is None else {"data": {"holder": holder}}
         log.complete(log.spawn(f"s{number}"), **data)
     records = SpanAssembler(holder="n1").feed(log.finish())
-    assert [record.attributes.get("bitactor.holder") for record in records] == ["n1", "n1/4711", "n2", None]
-    assert records[1].attributes["process.pid"] == 4711
+    assert [record.attributes.get("bitactor.holder") for record in records] == [
+        "n1", "n1/4711", "n2", "n2/4712", "n2/x", None,
+    ]  # fmt: skip
+    assert [record.attributes.get("process.pid") for record in records] == [None, 4711, None, 4712, None, None]
 
 
 def nested() -> PulseLog:

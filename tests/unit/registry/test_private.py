@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import socket
 import stat
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 
 from bitactor.errors import ConfigurationError
+from mesh.network.transports.zmq import ZmqTransport
 from registry import RegistryClient, RegistryServer
-from registry.support.private import check_directory, check_socket
+from registry.support.bind import Binding
+from registry.support.private import check_directory, check_socket, private_connections
 
 NOBODY = 65_534
 
@@ -80,3 +87,64 @@ def _check_as_nobody(path: Path, directory: int, owner: int, says: str) -> None:
             check_socket(path)
     finally:
         os.seteuid(0)
+
+
+def binding(path: Path) -> Iterator[None]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    listener = context.socket(zmq.ROUTER)
+    bound = Binding(listener, f"ipc://{path}")
+    yield
+    listener.close(linger=0)
+    bound.release()
+    context.term()
+
+
+def transport(path: Path) -> Iterator[None]:
+    loop = asyncio.new_event_loop()
+    node = ZmqTransport(f"ipc://{path}", loop=loop)
+    node.open(lambda messages: None)
+    yield
+    node.close()
+    loop.close()
+
+
+@as_root
+@pytest.mark.parametrize("bind", [binding, transport])
+def test_a_connection_of_another_user_is_refused_before_the_socket_has_its_mode(
+    bind: Callable[[Path], Iterator[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(path: Path) -> None:
+        path.chmod(0o666)
+
+    monkeypatch.setattr("registry.support.bind.private_socket", late)
+    monkeypatch.setattr("mesh.network.transports.zmq.private_socket", late)
+    with tempfile.TemporaryDirectory(prefix="ba-", dir="/tmp") as made:
+        Path(made).chmod(0o755)
+        path = Path(made) / "s"
+        bound = bind(path)
+        next(bound)
+        assert [heard(path, user) for user in (NOBODY, 0)] == [b"", b"\xff"], "the second is greeted"
+        assert next(bound, None) is None
+
+
+def heard(path: Path, user: int) -> bytes:
+    """The first byte that a user who connects is told; none if the connection is closed."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10.0)
+        os.seteuid(user)
+        try:
+            connection.connect(str(path))
+        finally:
+            os.seteuid(0)
+        try:
+            return connection.recv(1)
+        except ConnectionResetError:
+            return b""
+
+
+def test_a_system_that_does_not_tell_whose_a_connection_is_leaves_it_to_the_mode() -> None:
+    class Listener:
+        def set(self, option: int, value: int) -> None:
+            raise zmq.ZMQError(errno.EINVAL)
+
+    private_connections(Listener())  # type: ignore[arg-type]
