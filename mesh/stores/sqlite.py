@@ -140,8 +140,13 @@ class SqliteStore(Store):
             raise StoreError(f"{self._path}: an owner needs a name")
         yield from self._unless_closed(migrating(self._path, self._wall_ns))
         connection = yield from self._connecting()
+        words = self._queries.words
         try:
+            yield from self._unless_closed(tries(lambda: words.load(connection), self._patience, self._path))
             yield from self._taking_name(connection, owner)
+        except sqlite3.Error as error:
+            connection.close()
+            raise store_error(error, self._path) from error
         except BaseException:
             connection.close()
             raise
