@@ -62,6 +62,11 @@ def statements_of(version: int) -> Iterator[str]:
             statement = ""
 
 
+def ends_of(version: int) -> tuple[str, ...]:
+    """Queries for the newest rows of each table of this version, and for the last entry of each index."""
+    return _schema_of(version).ends
+
+
 def require_journal(connection: sqlite3.Connection, path: Path, version: int) -> None:
     """Make sure, inside a database transaction, that a file has what a journal of this version has.
 

@@ -36,6 +36,7 @@ from bitactor.errors import StoreError
 from mesh.runtime.settled import at_once
 from mesh.stores import SqliteStore
 from mesh.stores.journal.parts import log_id
+from mesh.stores.journal.schema import ends_of, statements_of
 from mesh.stores.lease import register
 from mesh.stores.liveness import Identity
 from tests.journal_damage import flip
@@ -211,3 +212,15 @@ def opened(path: Path) -> SqliteStore:
     store = SqliteStore(path, notify=lambda call: None)
     store.open("two")
     return store
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_no_look_at_an_end_sorts(version: int) -> None:
+    """Each goes to the end of a table or an index, so that it costs the same however much there is."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as file:
+        for number in range(version):
+            for statement in statements_of(number + 1):
+                file.execute(statement)
+        for query in ends_of(version):
+            plan = " ".join(str(row[-1]) for row in file.execute(f"EXPLAIN QUERY PLAN {query}"))
+            assert "TEMP B-TREE" not in plan, query
