@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from bitactor.errors import StoreError
+from mesh.stores.journal.schema import UNCONVERTED, newest_version, require_journal, statements_of
 from mesh.stores.locks import lockers
 from registry.support.log_throttle import LogThrottle
 
@@ -21,10 +22,8 @@ _log = logging.getLogger("bitactor.store")
 APPLICATION_ID: Final = 0x42697441
 """SQLite's application id of a journal, `BitA`, in the file's header; a file without it is somebody else's."""
 
-UNCONVERTED: Final = "unconverted_pulses"
-"""The table of an earlier release's pulses, as long as some are not brought into the form of this one."""
-
-_SCHEMA: Final = Path(__file__).parent / "schema"
+_LOG_HEADER_BYTES: Final = 32
+_LOG_MAGIC: Final = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 OPENING_PATIENCE: Final = 30.0
 SAY_AFTER: Final = 0.5
 """Seconds of waiting for a locked file after which the log says so."""
@@ -60,7 +59,7 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
         if version == 0:
             raise StoreError(f"{path} is empty: no mesh has written to it yet")
         if (
-            version < len(_migrations())
+            version < newest_version()
             or connection.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (UNCONVERTED,)).fetchone()
         ):
             raise StoreError(
@@ -99,6 +98,7 @@ def preparing(path: Path, admit: Callable[[sqlite3.Connection], None]) -> Genera
         StoreError: the file cannot be created or written, belongs to another program, or to a later version.
     """
     _check_path(path)
+    _check_log(path)
     _create(path)
     try:
         yield from tries(lambda: _prepare(path, admit), OPENING_PATIENCE, path)
@@ -192,7 +192,8 @@ def store_error(error: sqlite3.Error, path: Path) -> StoreError:
         sqlite3.SQLITE_CANTOPEN: "it cannot be opened; SQLite needs write access to the directory too (for -wal and "
         "-shm)",
         sqlite3.SQLITE_IOERR: "the disk did not do as told (full, over a limit, or broken); nothing was written",
-        sqlite3.SQLITE_NOTADB: "that is no SQLite file; name another path",
+        sqlite3.SQLITE_NOTADB: "that is no SQLite file; name another path; or, if it was a journal, its header is "
+        "damaged: put a sound copy there",
         sqlite3.SQLITE_CORRUPT: "the file is damaged; stop, copy it aside, and try `sqlite3 FILE .recover`",
     }.get(code, "unexpected")
     return StoreError(f"{path}: {advice} ({getattr(error, 'sqlite_errorname', type(error).__name__)}: {error})")
@@ -207,8 +208,34 @@ def _check_path(path: Path) -> None:
         raise StoreError(f"{path} is a directory; name a file in it, as in {path}/pulses.db")
     if not path.parent.is_dir():
         raise StoreError(f"{path.parent} is not a directory; create it (mkdir -p {path.parent}) or name another path")
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path} is no regular file (a socket, pipe or device); name another path")
     if path.exists() and not os.access(path, os.R_OK):
         raise StoreError(f"{path} cannot be read; give this user access to it")
+
+
+def _check_log(path: Path) -> None:
+    """Look at what is left of a write-ahead log: SQLite would throw away one whose file is gone, and goes on without
+    what it cannot read in one."""
+    real = Path(os.path.realpath(path))
+    log = real.with_name(f"{real.name}-wal")
+    try:  # the log first: whoever creates a journal just now makes its file before that
+        with log.open("rb") as file:
+            header = file.read(_LOG_HEADER_BYTES)
+    except OSError:
+        return  # there is none, or SQLite will tell
+    if not header:
+        return
+    if not real.exists() or not real.stat().st_size:
+        raise StoreError(
+            f"{path} is {'empty' if real.exists() else 'not there'}, and {log.name} beside it is not: that is the log "
+            "of a journal, with its newest commits; put the file back beside it, or, to begin anew, move it away"
+        )
+    if header[:4] not in _LOG_MAGIC:
+        _log.error(
+            "%s: %s is damaged, so what was committed last, and only there, is lost; SQLite goes on without it", path,
+            log.name,
+        )  # fmt: skip
 
 
 def _create(path: Path) -> None:
@@ -227,14 +254,27 @@ def _create(path: Path) -> None:
 def _prepare(path: Path, admit: Callable[[sqlite3.Connection], None]) -> None:
     connection = sqlite3.connect(path, isolation_level=None, timeout=0)
     try:
-        version = _journal_version(connection, path)
+        with _one_moment(connection):
+            version = _journal_version(connection, path)
+            if version:
+                require_journal(connection, path, version)
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise StoreError(f"{path}: no write-ahead log can be kept there; put the file on a local disk")
-        if version < len(_migrations()):
+        if version < newest_version():
             _migrate(connection, path, admit)
     finally:
         connection.close()
+
+
+@contextmanager
+def _one_moment(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 def _journal_version(connection: sqlite3.Connection, path: Path) -> int:
@@ -245,7 +285,12 @@ def _journal_version(connection: sqlite3.Connection, path: Path) -> int:
     ).fetchone()
     if application != APPLICATION_ID and (application or version or tables):
         raise StoreError(f"{path} is an SQLite file of another program; name a file of its own for the journal")
-    newest = len(_migrations())
+    if version < 0 or (tables and not version):
+        raise StoreError(
+            f"{path} says that it has schema version {version}, and has {tables} tables and indexes: it is damaged; "
+            "stop every node that uses it, then put a sound copy there, without -wal and -shm"
+        )
+    newest = newest_version()
     if version > newest:
         raise StoreError(
             f"{path} has schema version {version}, this release knows up to {newest}; run the release that wrote it, "
@@ -254,31 +299,17 @@ def _journal_version(connection: sqlite3.Connection, path: Path) -> int:
     return int(version)
 
 
-def _migrations() -> list[Path]:
-    return sorted(_SCHEMA.glob("[0-9]*.sql"))
-
-
 def _migrate(connection: sqlite3.Connection, path: Path, admit: Callable[[sqlite3.Connection], None]) -> None:
     with write_transaction(connection):
         # Somebody else may have been faster.
         version = _journal_version(connection, path)
-        if 0 < version < len(_migrations()):
+        if 0 < version < newest_version():
             admit(connection)
-        for number in range(version, len(_migrations())):
+        for number in range(version, newest_version()):
             for statement in statements_of(number + 1):
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {len(_migrations())}")
-
-
-def statements_of(version: int) -> Iterator[str]:
-    """The statements that make a journal of this version out of one of the version before."""
-    statement = ""
-    for line in _migrations()[version - 1].read_text(encoding="utf-8").splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
+        connection.execute(f"PRAGMA user_version = {newest_version()}")
 
 
 class ConnectionThread:

@@ -16,13 +16,15 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from typing_extensions import override
 
 from bitactor.errors import StaleOwner, StoreError
+from bitactor.messages.values import is_text
 from bitactor.ports import Claim, TransactionRow
 from mesh.stores.database import ConnectionThread, write_transaction
+from mesh.stores.journal.parts import COMMIT_BITS, log_id
 from mesh.stores.journal.takeover import Copies, archive_tails, delete_log
 from mesh.stores.liveness import RELEASED, Bounds, Identity, Observer, OwnerRow, of_one_boot
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
@@ -33,6 +35,15 @@ _log = logging.getLogger("bitactor.store")
 HUNG_AFTER: Final = 300.0
 """Seconds after which an owner hangs, if nothing else is said."""
 _LONG_AGO: Final = 1
+_IN_USE: Final = (
+    "SELECT 1 FROM owners WHERE number = ?1 UNION ALL SELECT 1 FROM (SELECT 1 FROM log WHERE id >= ?2 AND id < ?3"
+    " LIMIT 1)"
+)
+"""Whether a number has rows: an owner's, or in the log."""
+_NAME_NAMELESS: Final = (
+    "UPDATE transactions SET owner = coalesce((SELECT owner FROM owners WHERE number = log_from >> ?), ?)"
+    " WHERE CAST(owner AS BLOB) = ? AND open = 1"
+)
 _FENCED_RETENTION_NS: Final = 24 * 3600 * 10**9
 
 
@@ -62,8 +73,10 @@ def register(connection: sqlite3.Connection, owner: str, identity: Identity, exp
         StoreError: the name is taken.
     """
     with write_transaction(connection):
-        connection.execute("UPDATE numbers SET last = last + 1 WHERE name = 'owner'")
-        (number,) = connection.execute("SELECT last FROM numbers WHERE name = 'owner'").fetchone()
+        (number,) = connection.execute("SELECT last + 1 FROM numbers WHERE name = 'owner'").fetchone()
+        while connection.execute(_IN_USE, (number, log_id(number, 0), log_id(number + 1, 0))).fetchone():
+            number += 1  # a row of another owner is damaged, or, in a damaged file, the last number
+        connection.execute("UPDATE numbers SET last = ? WHERE name = 'owner'", (number,))
         try:
             connection.execute(
                 "INSERT INTO owners (owner, pid, boot_id, process_started, expires_ns, number)"
@@ -151,6 +164,7 @@ def claim(
         return []
     with write_transaction(connection):
         require_lease(connection, owner)
+        _name_nameless(connection, owner)
         dead = _dead_owners(connection, owner, observer)
         given_back = _given_back(connection)
         connection.execute(  # first, so that who is fenced now can read by whom, whatever the wall clock says
@@ -181,6 +195,16 @@ def claim(
             else:
                 connection.execute("UPDATE owners SET fenced = ? WHERE owner = ?", (owner, name))
     return sorted(claims)
+
+
+def _name_nameless(connection: sqlite3.Connection, owner: str) -> None:
+    """Give open transactions whose owner's name is damaged, so that it is no text, to the owner in whose log they are,
+    or to nobody; asked for by that name, they would stop the takeover of all others."""
+    names: list[Any] = _orphaned_owners(connection, owner)
+    for name in names:
+        if not is_text(name):
+            data = name.encode("utf-8", "surrogateescape") if type(name) is str else bytes(name)
+            connection.execute(_NAME_NAMELESS, (COMMIT_BITS, data.decode("utf-8", "backslashreplace"), data))
 
 
 def unclaimed(
@@ -233,6 +257,7 @@ def _dead_owners(connection: sqlite3.Connection, owner: str, observer: Observer)
         [
             OwnerRow(str(name), _whole(pid, 0), str(boot_id), _whole(started, 0), _whole(expires_ns, _LONG_AGO))
             for name, pid, boot_id, started, expires_ns in rows
+            if is_text(name)  # else nothing is that owner's: what was, has the name that it had
         ]
     )
 

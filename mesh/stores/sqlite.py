@@ -159,11 +159,9 @@ class SqliteStore(Store):
         if not owner:
             raise StoreError(f"{self._path}: an owner needs a name")
         yield from self._unless_closed(migrating(self._path, self._wall_ns))
+        connection = yield from self._trying(self._connect)
         try:
-            connection = yield from self._unless_closed(tries(self._connect, self._patience, self._path))
-        except sqlite3.Error as error:
-            raise store_error(error, self._path) from error
-        try:
+            yield from self._trying(partial(self._queries.words.load, connection))
             yield from self._taking_name(connection, owner)
         except BaseException:
             connection.close()
@@ -211,13 +209,16 @@ class SqliteStore(Store):
         def take() -> None:
             self._began_ns = monotonic_ns()
             self._number = register(connection, owner, self._identity, self._wall_ns() + self._bounds.lease_ns)
-            self._queries.words.load(connection)
 
+        yield from self._trying(take)
+        self._owner = owner
+
+    def _trying(self, action: Callable[[], Value]) -> Generator[float, None, Value]:
+        """The value of `action()`, tried until no other connection is in the way."""
         try:
-            yield from self._unless_closed(tries(take, self._patience, self._path))
+            return (yield from self._unless_closed(tries(action, self._patience, self._path)))
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
-        self._owner = owner
 
     def _unless_closed(self, waiting: Generator[float, None, Value]) -> Generator[float, None, Value]:
         return unless(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from bitactor.errors import InvalidInput
+from bitactor.errors import InvalidInput, StoreError
 from mesh import Mesh
 from mesh.cli import main
 from tests.conformance.claims import claim
@@ -59,6 +61,32 @@ def another_bit(file: sqlite3.Connection, transaction: str) -> None:
             file.execute("UPDATE log SET body = ? WHERE id = ?", (flip(body, 8 * len(body) - 1), row))
             return
     raise AssertionError("nothing of it is in the log")
+
+
+@claim(
+    SECTION,
+    "A journal that lacks a table, an index or a column, or whose last owner's number would be given again, is refused "
+    "when a node opens it, with what is wrong and what to do; nothing in it is changed.",
+)
+async def test_a_journal_that_is_not_whole(sqlite: str) -> None:
+    await interrupted(sqlite, 1)
+    path = Path(sqlite.removeprefix("sqlite:///"))
+    for statement, says in (
+        ("UPDATE numbers SET last = 0", "a number would be given again"),
+        ("DROP INDEX transactions_by_key", "index transactions_by_key is missing"),
+    ):
+        with closing(sqlite3.connect(path, isolation_level=None)) as file:
+            file.execute(statement)
+        was = content(path)
+        with pytest.raises(StoreError, match=says) as raised:
+            async with Mesh(orders, store=sqlite):
+                pass
+        assert str(path) in str(raised.value) and "put a sound copy there" in str(raised.value)
+        assert content(path) == was
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
 
 
 @claim(SECTION, "What a stimulus carries is proved readable when it is accepted.")

@@ -19,7 +19,6 @@ from typing import Final, NamedTuple
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
 from mesh.stores.database import (
-    UNCONVERTED,
     connect,
     is_busy,
     preparing,
@@ -32,6 +31,7 @@ from mesh.stores.database import (
 from mesh.stores.journal.blobs import keep_blobs
 from mesh.stores.journal.frames import GENESIS, Digest, LeanPacker, Word, digest_of, make_frame
 from mesh.stores.journal.parts import part_body, unreadable_part
+from mesh.stores.journal.schema import UNCONVERTED
 from mesh.stores.journal.tail import id_bytes
 from mesh.stores.journal.takeover import INSERT_PART
 from mesh.stores.journal.words import Words

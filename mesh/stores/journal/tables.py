@@ -10,7 +10,8 @@ from typing import Final
 
 from bitactor.messages.pulse import Pulse
 from bitactor.ports import TransactionRow
-from mesh.stores.database import statements_of, store_error
+from mesh.stores.database import store_error
+from mesh.stores.journal.schema import statements_of
 from mesh.stores.rows import PULSE_COLUMNS, PulseRow, pulse_rows
 
 _SCHEMA: Final = 1

@@ -11,6 +11,7 @@ from typing import Final
 from bitactor.errors import StoreError
 from mesh.stores.journal.frames import GENESIS, Digest
 from mesh.stores.journal.parts import COMMIT_BITS, end_of_log, part_body
+from mesh.stores.journal.schema import MOST_OWNERS
 from mesh.stores.journal.tail import Tail, id_bytes, tails_in_log
 
 MOST_COPIES: Final = 1_000
@@ -21,7 +22,10 @@ _log = logging.getLogger("bitactor.store")
 
 INSERT_PART: Final = "INSERT INTO archive (transaction_id, seq, next_seq, log_id, body) VALUES (?, ?, ?, ?, ?)"
 _DELETE: Final = "DELETE FROM log WHERE id >= ? AND id < ?"
-_NUMBER: Final = "SELECT number FROM owners WHERE owner = ? AND fenced = ''"
+_NUMBER: Final = (
+    "SELECT number FROM owners WHERE owner = ? AND fenced = '' AND typeof(number) = 'integer'"
+    f" AND number BETWEEN 1 AND {MOST_OWNERS}"  # else that row is damaged, and nobody knows where its log is
+)
 _NEEDED: Final = "SELECT 1 FROM transactions WHERE owner = ? AND open = 1 AND log_from IS NOT NULL LIMIT 1"
 _OF_ANOTHER: Final = "SELECT 1 FROM owners WHERE number = ? AND owner <> ? AND fenced = ''"
 _Open = tuple[str, int, int, Digest | None]

@@ -139,10 +139,10 @@ def test_a_damaged_page_is_about_the_file(
     loop, faults = Loop(), list[StoreFault]()
     store = SqliteStore(path, notify=loop.notify)
     store.on_fault = faults.append
+    store.open("two")
     with path.open("r+b") as file:
         file.seek((page - 1) * size)
         file.write(b"\xff" * size)
-    store.open("two")
     loop.run_until(lambda: bool(faults))
     store.close()
     (fault,) = faults
