@@ -38,6 +38,9 @@ def lean_pulses_of(file: sqlite3.Connection, transaction: str) -> list[Lean]:
     for pulse in found:
         if type(pulse[WORD]) is int:
             pulse[WORD] = list(words.words[pulse[WORD]])
+        elif len(pulse[WORD]) == 2:  # of an element
+            number, step = pulse[WORD]
+            pulse[WORD] = [*words.words[number][:STEP], step, *words.words[number][STEP + 1 :]]
     return found
 
 

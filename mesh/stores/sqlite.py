@@ -76,8 +76,7 @@ Durability = Literal["process", "power", "none"]
 
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL", "none": "OFF"}
 _CLOSING_PATIENCE: Final = 5.0
-REFUSALS_LOOK: Final = 0.005
-"""Seconds between looks whether all that was appended has been answered."""
+REFUSALS_LOOK: Final = 0.005  # seconds between looks whether all that was appended has been answered
 
 
 class SqliteStore(Store):

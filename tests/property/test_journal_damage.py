@@ -130,7 +130,10 @@ class Journal:
         """The next write of a transaction."""
         seq, epoch, _ = self.transactions[name]
         data = {"payload": "x" * (which % 70)}
-        pulses = (pulse(name, seq, kind, step=f"step-{which % 6}", data=data), pulse(name, seq + 1, "retried"))
+        pulses = (
+            pulse(name, seq, kind, step=(f"step-{which % 6}", f"map/{which}/step")[which % 2], data=data),
+            pulse(name, seq + 1, "retried"),
+        )
         self.transactions[name] = Open(seq + 2, epoch, status)
         return Write(name, epoch, pulses, status, status == "running")
 
@@ -199,8 +202,8 @@ class Users:
             data = read_frames(connection, name, begin, head)
             for frame in frames_in(data):
                 for word, *_ in msgpack.unpackb(data[frame.start + HEADER_BYTES : frame.end]):
-                    if type(word) is int:  # the first of all are spelled out
-                        self.of_words.setdefault(word, set()).add(name)
+                    if type(word) is int or len(word) == 2:  # the first of all are spelled out
+                        self.of_words.setdefault(word if type(word) is int else word[0], set()).add(name)
 
     def of(self, table: str, row: tuple[int, ...], connection: sqlite3.Connection) -> set[str]:
         if table == "archive":

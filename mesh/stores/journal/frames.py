@@ -8,6 +8,7 @@ found by whoever walks it.  The same bytes are in the log and in the archive.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -23,6 +24,11 @@ from bitactor.messages.values import READABLE_BYTES, named_text
 Word = tuple[str, str, str, str, str, tuple[str, ...] | None]
 """What is the same in all pulses of one kind about one step: kind, step, spawn, direction, digest, and `token_in` if it
 is references."""
+
+_REPEATED: Final = re.compile(r"/(?:batch-)?[0-9]+(?:/|$)", re.ASCII)
+"""In the step of an element of a map, a batch of them, or a round: each transaction has as many as its input says."""
+_SHARED: Final = 2
+"""Length of what stands for the word of an element."""
 
 Digest = bytes
 DIGEST_BYTES: Final = 8
@@ -110,12 +116,24 @@ class LeanPacker:
                 token_out = self._blob(token_bytes(token_out))
             number: Any = words.get(word)
             if number is None:
-                self.wanted[word] = None
-                number = list(word)
+                number = self._number_of(word)
             after_ns = at_ns - began_ns
             lean.append([number, hop, [*causes], attempt, ttl, after_ns, elapsed_ns, token_in, token_out, error, data])
         body: bytes = self._pack(lean)
         return body
+
+    def _number_of(self, word: Word) -> Any:
+        """What stands for a word that has no number.  One of an element or a round has the word of them all, and its
+        step: else those of a long map would be all the words there are."""
+        kind, step, spawn, direction, digest, references = word
+        shared = word
+        if _REPEATED.search(step):
+            shared = (kind, "", spawn, direction, digest, references)
+            number = self._words.get(shared)
+            if number is not None:
+                return [number, step]
+        self.wanted[shared] = None
+        return list(word)
 
     def _extra(self, value: Any) -> Any:
         if type(value) is Packed:
@@ -169,7 +187,7 @@ def pulses_of(
         number, hop, causes, attempt, ttl, after_ns, elapsed_ns, token_in, token_out, error, data = item
         if not (type(hop) is str and type(attempt) is type(ttl) is int):
             raise TypeError("its fields have other types")
-        word = words[number] if type(number) is int else word_of(number)
+        word = words[number] if type(number) is int else _word_at(number, words)
         kind, step, spawn, direction, digest, references = word
         if references is not None:
             token_in = references
@@ -239,6 +257,15 @@ def last_frame_at(data: bytes) -> int:
         if not begin + HEADER_BYTES < position <= size:
             raise StoreError(f"no frame at byte {begin} of {size}")
     return begin
+
+
+def _word_at(place: Sequence[Any], words: Mapping[int, Word]) -> Word:
+    """The word that a frame spells out, or that of an element: the number of the word of all, and a step."""
+    if len(place) != _SHARED:
+        return word_of(place)
+    number, step = place
+    kind, _, spawn, direction, digest, references = words[number]
+    return kind, step, spawn, direction, digest, references
 
 
 def word_of(data: Sequence[Any]) -> Word:
