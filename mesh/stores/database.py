@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -134,6 +135,19 @@ def sleep_through(waiting: Generator[float, None, Value]) -> Value:
             value: Value = end.value
             return value
         time.sleep(pause)
+
+
+async def await_through(waiting: Generator[float, None, Value]) -> Value:
+    """What this generator returns; between its steps the event loop goes on for the seconds it yields.  Who is
+    cancelled meanwhile closes it."""
+    with closing(waiting):
+        while True:
+            try:
+                pause = next(waiting)
+            except StopIteration as end:
+                value: Value = end.value
+                return value
+            await asyncio.sleep(pause)
 
 
 def tries(action: Callable[[], Value], patience: float, path: Path | None = None) -> Generator[float, None, Value]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from bitactor.errors import DamagedJournal, StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
 from bitactor.ports import Arrived, Due, Followed, Message, StoreQueries, TransactionRow
-from mesh.stores.database import connect_read_only, retry_while_busy, store_error
+from mesh.stores.database import connect_read_only, sleep_through, store_error, tries
 from mesh.stores.journal.blobs import read_blob
 from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
 from mesh.stores.journal.frames import Frame, frames_in, pulses_of, why_of
@@ -203,21 +203,33 @@ class SqliteQueries(StoreQueries):
         return self._read(lambda connection: connection.execute(sql, values).fetchall())
 
     def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
+        return sleep_through(self.asking(question))
+
+    def asking(self, question: Callable[[sqlite3.Connection], Value]) -> Generator[float, None, Value]:
+        """Ask a function of the connection; yields as `tries` does, and returns its value.
+
+        Raises:
+            StoreError: the file cannot be read, or written.
+        """
         connection = self._connection
         if connection is None:
             raise StoreError(f"{self._path} is not open")
         try:
             try:
-                return retry_while_busy(lambda: question(connection), _PATIENCE, self._path)
+                return (yield from tries(lambda: question(connection), _PATIENCE, self._path))
             except sqlite3.OperationalError as error:
                 if _NO_UTF8 not in str(error):
                     raise
-            # One text of one row is damaged; the other rows are not.
-            connection.text_factory = _lenient_text
-            try:
-                return retry_while_busy(lambda: question(connection), _PATIENCE, self._path)
-            finally:
-                connection.text_factory = str
+
+            def leniently() -> Value:
+                """One text of one row is damaged; the other rows are not."""
+                connection.text_factory = _lenient_text
+                try:
+                    return question(connection)
+                finally:
+                    connection.text_factory = str
+
+            return (yield from tries(leniently, _PATIENCE, self._path))
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         except UnicodeEncodeError as error:
@@ -261,14 +273,6 @@ class OwnQueries(SqliteQueries):
         """Ask on the store's connection no more."""
         self._closed, self._connection = True, None
 
-    def ask(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
-        """The value of a function of the connection.
-
-        Raises:
-            StoreError: the file cannot be read, or written.
-        """
-        return self._read(question)
-
     def due(self, owner: str, limit: int) -> Dues:
         """An owner's open transactions that say when they are due, earliest first."""
         return self._read(lambda connection: due_transactions(connection, owner, limit))
@@ -286,12 +290,16 @@ class OwnQueries(SqliteQueries):
         return self._read(lambda connection: arrived_messages(connection, owner, after, limit))
 
     @override
-    def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
-        self._require_file()
+    def asking(self, question: Callable[[sqlite3.Connection], Value]) -> Generator[float, None, Value]:
+        def checked(connection: sqlite3.Connection) -> Value:
+            self._require_file()  # each time: it may have become another while it was waited for
+            return question(connection)
+
         if not self._closed:
-            return super()._read(question)
+            return (yield from super().asking(checked))
+        self._require_file()
         with SqliteReader(self._path) as reader:
-            return reader._read(question)
+            return (yield from reader.asking(question))
 
 
 class SqliteReader(SqliteQueries):

@@ -16,7 +16,6 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -38,7 +37,17 @@ from bitactor.ports import (
     Write,
 )
 from mesh.stores.audit import Inspector
-from mesh.stores.database import Value, connect, is_busy, retry_while_busy, sleep_through, store_error, tries, unless
+from mesh.stores.database import (
+    Value,
+    await_through,
+    connect,
+    is_busy,
+    retry_while_busy,
+    sleep_through,
+    store_error,
+    tries,
+    unless,
+)
 from mesh.stores.journal.forget import forget
 from mesh.stores.journal.inbox import pack_message, send_message
 from mesh.stores.journal.migration import migrating
@@ -148,9 +157,7 @@ class SqliteStore(Store):
 
     @override
     async def open_on_loop(self, owner: str) -> None:
-        with closing(self._opening(owner)) as waiting:
-            for pause in waiting:
-                await asyncio.sleep(pause)
+        await await_through(self._opening(owner))
 
     def _opening(self, owner: str) -> Generator[float]:
         """Open; yields how many seconds to wait before the next look at a file that others keep locked."""
@@ -185,9 +192,7 @@ class SqliteStore(Store):
         Raises:
             StoreError: the file cannot be written, the name is taken, or this store is closed.
         """
-        with closing(self._rejoining(owner)) as waiting:
-            for pause in waiting:
-                await asyncio.sleep(pause)
+        await await_through(self._rejoining(owner))
 
     def _rejoining(self, owner: str) -> Generator[float]:
         connection = self._connection
@@ -263,33 +268,39 @@ class SqliteStore(Store):
 
     @override
     async def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
-        """Waits up to 5 s for the file's lock if there is a transaction to take over.
+        """Waits up to 5 s for the file's lock if there is a transaction to take over; the event loop goes on meanwhile.
 
         Raises:
             StoreError: the file cannot be written.
         """
+        owner = self._owner  # not another that we are by the time the file is free
 
         def take_over(connection: sqlite3.Connection) -> tuple[list[Claim], Copies]:
             copies = Copies()  # anew each time it is tried
-            return claim(connection, self._owner, self._observer, self._wall_ns(), shapes, copies), copies
+            return claim(connection, owner, self._observer, self._wall_ns(), shapes, copies), copies
 
-        claims, copies = self._queries.ask(take_over)
+        claims, copies = await self._ask(take_over)
         claimed = {one.transaction for one in claims}
         read = self._queries.decoded({name: frames for name, frames in copies.frames.items() if name in claimed})
         return [one._replace(pulses=read.get(one.transaction)) for one in claims] if read else claims
 
     @override
     async def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
-        return self._queries.ask(lambda connection: unclaimed(connection, self._owner, shapes, limit))
+        return await self._ask(lambda connection: unclaimed(connection, self._owner, shapes, limit))
 
     @override
     async def reclaim(self, held: Container[str]) -> list[Claim]:
-        """Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock.
+        """Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock; the event
+        loop goes on meanwhile.
 
         Raises:
             StoreError: the file cannot be written, or our lease was taken from us.
         """
-        return self._queries.ask(lambda connection: reclaim(connection, self._owner, held, self._writer.invalidate))
+        owner = self._owner
+        return await self._ask(lambda connection: reclaim(connection, owner, held, self._writer.invalidate))
+
+    async def _ask(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
+        return await await_through(self._unless_closed(self._queries.asking(question)))
 
     @override
     async def due(self, limit: int = 100) -> list[Due]:
