@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from bitactor.errors import StoreError
 from mesh.stores.journal.schema import UNCONVERTED, newest_version, require_journal, statements_of
-from mesh.stores.locks import lockers
+from mesh.stores.locks import LockNotice, lockers
 from registry.support.log_throttle import LogThrottle
 
 _log = logging.getLogger("bitactor.store")
@@ -120,10 +120,10 @@ def write_transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def retry_while_busy(action: Callable[[], Value], patience: float, path: Path | None = None) -> Value:
+def retry_while_busy(action: Callable[[], Value], patience: float, notice: LockNotice | None = None) -> Value:
     """The value of `action()`, tried again while another connection is in the way; sleeps on this thread meanwhile.
     The rest is as for `tries`."""
-    return sleep_through(tries(action, patience, path))
+    return sleep_through(tries(action, patience, notice))
 
 
 def sleep_through(waiting: Generator[float, None, Value]) -> Value:
@@ -150,10 +150,12 @@ async def await_through(waiting: Generator[float, None, Value]) -> Value:
             await asyncio.sleep(pause)
 
 
-def tries(action: Callable[[], Value], patience: float, path: Path | None = None) -> Generator[float, None, Value]:
+def tries(
+    action: Callable[[], Value], patience: float, notice: LockNotice | Path | None = None
+) -> Generator[float, None, Value]:
     """Try `action()` until no other connection is in the way, for `patience` seconds, and return its value; yields how
-    many seconds to wait before the next try.  With a `path`, the log says after `SAY_AFTER` of them what is waited
-    for."""
+    many seconds to wait before the next try.  After `SAY_AFTER` of them `notice`, or one made for this file, says in
+    the log what is waited for."""
     began = time.monotonic()
     pause = 0.0005
     while True:
@@ -163,12 +165,9 @@ def tries(action: Callable[[], Value], patience: float, path: Path | None = None
             waited = time.monotonic() - began
             if not is_busy(error) or waited >= patience:
                 raise
-            if path is not None and waited >= SAY_AFTER:
-                _log.warning(
-                    "%s: waits for another process that keeps this file locked%s, for up to %g s; end what holds it "
-                    "(`fuser %s` names who has it open)", path, lockers(path), patience, path,
-                )  # fmt: skip
-                path = None
+            if notice is not None and waited >= SAY_AFTER:
+                (LockNotice(notice) if isinstance(notice, Path) else notice).say(patience)
+                notice = None
         yield pause
         pause = min(pause * 2, 0.02)
 
@@ -376,7 +375,8 @@ class ConnectionThread:
                 except sqlite3.Error as error:
                     self.failures += 1
                     if self._log_throttle.is_due(time.monotonic_ns()):
-                        _log.warning("%s: %s: %s", self._path, self._complaint, error)
+                        held = lockers(self._path) if is_busy(error) else ""
+                        _log.warning("%s: %s: %s%s", self._path, self._complaint, error, held)
                 except Exception:
                     self.failures += 1
                     if self._log_throttle.is_due(time.monotonic_ns()):

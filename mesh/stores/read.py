@@ -24,6 +24,7 @@ from mesh.stores.journal.inbox import arrived_messages, due_transactions, unread
 from mesh.stores.journal.tail import one_moment, read_frames, read_piece
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from mesh.stores.journal.words import Words
+from mesh.stores.locks import LockNotice
 from mesh.stores.rows import TRANSACTION_COLUMNS, require_shape, require_sound, transaction_from_row
 
 _log = logging.getLogger("bitactor.store")
@@ -53,8 +54,9 @@ def _lenient_text(text: bytes) -> str:
 class SqliteQueries(StoreQueries):
     """The queries of the `Store` port on an SQLite journal.  They see what is committed, by whichever process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, notice: LockNotice | None = None) -> None:
         self._path = path
+        self._notice = notice or LockNotice(path)
         self._connection: sqlite3.Connection | None = None
         self.words = Words()
 
@@ -216,7 +218,7 @@ class SqliteQueries(StoreQueries):
             raise StoreError(f"{self._path} is not open")
         try:
             try:
-                return (yield from tries(lambda: question(connection), _PATIENCE, self._path))
+                return (yield from tries(lambda: question(connection), _PATIENCE, self._notice))
             except sqlite3.OperationalError as error:
                 if _NO_UTF8 not in str(error):
                     raise
@@ -229,7 +231,7 @@ class SqliteQueries(StoreQueries):
                 finally:
                     connection.text_factory = str
 
-            return (yield from tries(leniently, _PATIENCE, self._path))
+            return (yield from tries(leniently, _PATIENCE, self._notice))
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
         except UnicodeEncodeError as error:
@@ -259,8 +261,8 @@ def _damaged(transaction: str, error: Exception) -> DamagedJournal:
 class OwnQueries(SqliteQueries):
     """The queries of a store, on its connection; once that is closed, each on one of its own."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, notice: LockNotice | None = None) -> None:
+        super().__init__(path, notice)
         self._closed = False
         self._require_file: Callable[[], None] = lambda: None
 

@@ -64,6 +64,7 @@ from mesh.stores.lease import (
     unclaimed,
 )
 from mesh.stores.liveness import Observer, bounds_of
+from mesh.stores.locks import LockNotice
 from mesh.stores.read import OwnQueries
 from mesh.stores.store_file import StoreFile
 from mesh.stores.threads import (
@@ -121,7 +122,8 @@ class SqliteStore(Store):
                 "and at least 0"
             )
         self._path = Path(path).absolute()
-        self._queries = OwnQueries(self._path)
+        self._notice = LockNotice(self._path)
+        self._queries = OwnQueries(self._path, self._notice)
         self._connection: sqlite3.Connection | None = None
         self._notify = notify
         self._synchronous = _SYNCHRONOUS[durability]
@@ -221,7 +223,7 @@ class SqliteStore(Store):
     def _trying(self, action: Callable[[], Value]) -> Generator[float, None, Value]:
         """The value of `action()`, tried until no other connection is in the way."""
         try:
-            return (yield from self._unless_closed(tries(action, self._patience, self._path)))
+            return (yield from self._unless_closed(tries(action, self._patience, self._notice)))
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
 
@@ -430,6 +432,7 @@ class SqliteStore(Store):
             deliver=self._deliver,
             on_commit=self._checkpoint_thread.count_commit,
             guard=self._require_file,
+            notice=self._notice,
         )
         self._checkpoint_thread.start()
         self._lease_thread.start()
@@ -437,7 +440,8 @@ class SqliteStore(Store):
     def _make_lease_thread(self) -> LeaseThread:
         fenced = partial(self._fenced, self._owner)
         thread = LeaseThread(
-            self._path, self._owner, self._bounds, self._wall_ns, self._began_ns, self._notify, fenced
+            self._path, self._owner, self._bounds, self._wall_ns, self._began_ns, self._notify, fenced,
+            self._notice,
         )  # fmt: skip
         thread.may_work = lambda: not (self._file.fault or self._file.moved())
         return thread

@@ -14,6 +14,7 @@ import pytest
 from bitactor.errors import StoreError
 from bitactor.ports import Claim
 from mesh.stores import SqliteStore, database, sqlite
+from mesh.stores.locks import SAY_AGAIN, SAY_ANOTHER, LockNotice
 from tests.store_writes import BOUND, Loop, Told, first, fresh
 
 LOGGER = logging.getLogger("bitactor.store")
@@ -120,3 +121,61 @@ async def test_closing_the_store_ends_the_waiting(
     heard.react = lambda: loop.call_soon(store.close)
     with pytest.raises(StoreError, match="was closed while it waited"):
         await waiting
+
+
+async def test_an_append_that_waits_says_who_has_the_file(
+    path: Path, store: SqliteStore, locked: sqlite3.Connection, heard: Heard
+) -> None:
+    """Once, however many wait; the lease's thread has nothing to do for an hour."""
+    loop, told, kept = asyncio.get_running_loop(), Told(), asyncio.Event()
+    heard.react = lambda: loop.call_soon_threadsafe(locked.execute, "ROLLBACK")
+    store.append([first(fresh())], told.done())
+    second = told.done()
+    store.append([first(fresh())], lambda refusals, error: (second(refusals, error), kept.set()))
+    async with asyncio.timeout(BOUND):
+        await kept.wait()
+    assert [refusals or error for _, refusals, error in told.outcomes] == [None, None]
+    [line] = heard.said
+    assert line == (f"{path}: {WAITS}, for up to {BOUND:g} s; end what holds it (`fuser {path}` names who has it open)")
+
+
+async def test_a_lease_that_waits_says_who_has_the_file(path: Path, locked: sqlite3.Connection, heard: Heard) -> None:
+    """Also where nothing is written; and then that it could not be renewed, and by whom."""
+    loop, twice = asyncio.get_running_loop(), asyncio.Event()
+    locked.execute("ROLLBACK")
+    store = SqliteStore(path, notify=loop.call_soon_threadsafe, lease=0.15)
+    store.open("owner-2")
+    try:
+        heard.react = lambda: loop.call_soon_threadsafe(twice.set) if len(heard.said) == 2 else None
+        locked.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(BOUND):
+            await twice.wait()
+        locked.execute("ROLLBACK")
+    finally:
+        store.close()
+    waits, failed = heard.said
+    assert waits.startswith(f"{path}: {WAITS}, for up to 0.05 s")
+    assert failed == (
+        f"{path}: the lease of owner 'owner-2' could not be renewed: database is locked (this process, by another "
+        "connection)"
+    )
+
+
+def test_a_lock_is_told_once_while_it_lasts(path: Path, heard: Heard) -> None:
+    now = 0.0
+    notice = LockNotice(path, lambda: now)
+    for _ in range(3):
+        notice.say(5.0)
+    assert len(heard.said) == 1
+    now = SAY_AGAIN
+    notice.say(5.0)
+    notice.say(5.0)
+    assert len(heard.said) == 2, "it lasts still"
+    notice.end()
+    now += SAY_ANOTHER / 2
+    notice.say(5.0)
+    assert len(heard.said) == 2, "one that comes and goes does not fill the log"
+    notice.end()
+    now += SAY_ANOTHER / 2
+    notice.say(5.0)
+    assert len(heard.said) == 3
