@@ -70,7 +70,7 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
         connection.execute("SELECT owner FROM owners LIMIT 1").fetchone()
     except sqlite3.Error as error:
         connection.close()
-        raise store_error(error, path) from error
+        raise store_error(error, path, reading=True) from error
     except BaseException:
         connection.close()
         raise
@@ -192,19 +192,21 @@ def is_busy(error: sqlite3.Error) -> bool:
     return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def store_error(error: sqlite3.Error, path: Path) -> StoreError:
-    """A `StoreError` which says what `error` means for whoever runs this process, and what to do."""
+def store_error(error: sqlite3.Error, path: Path, *, reading: bool = False) -> StoreError:
+    """A `StoreError` which says what `error` means for whoever runs this process, and what to do; `reading`: who only
+    reads hit upon it."""
     code = _primary_code(error)
     held = lockers(path) if code == sqlite3.SQLITE_BUSY else ""
+    kept = "" if reading else "; nothing was written"
     advice = {
         sqlite3.SQLITE_BUSY: f"another process kept it locked{held}; look for who holds it (`fuser` names the process)",
         sqlite3.SQLITE_LOCKED: "another connection kept it locked",
-        sqlite3.SQLITE_FULL: "the disk is full; nothing was written: free some space, then try again",
+        sqlite3.SQLITE_FULL: f"the disk is full{kept}: free some space, then try again",
         sqlite3.SQLITE_READONLY: "it cannot be written; give this user write access to the file and to its directory",
         sqlite3.SQLITE_PERM: "it cannot be opened; give this user access to the file and to its directory",
         sqlite3.SQLITE_CANTOPEN: "it cannot be opened; SQLite needs write access to the directory too (for -wal and "
         "-shm)",
-        sqlite3.SQLITE_IOERR: "the disk did not do as told (full, over a limit, or broken); nothing was written",
+        sqlite3.SQLITE_IOERR: f"the disk did not do as told (full, over a limit, or broken){kept}",
         sqlite3.SQLITE_NOTADB: "that is no SQLite file; name another path; or, if it was a journal, its header is "
         "damaged: put a sound copy there",
         sqlite3.SQLITE_CORRUPT: "the file is damaged; stop, copy it aside, and try `sqlite3 FILE .recover`",

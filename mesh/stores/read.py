@@ -54,6 +54,8 @@ def _lenient_text(text: bytes) -> str:
 class SqliteQueries(StoreQueries):
     """The queries of the `Store` port on an SQLite journal.  They see what is committed, by whichever process."""
 
+    _reads_only = False
+
     def __init__(self, path: Path, notice: LockNotice | None = None) -> None:
         self._path = path
         self._notice = notice or LockNotice(path)
@@ -233,7 +235,7 @@ class SqliteQueries(StoreQueries):
 
             return (yield from tries(leniently, _PATIENCE, self._notice))
         except sqlite3.Error as error:
-            raise store_error(error, self._path) from error
+            raise store_error(error, self._path, reading=self._reads_only) from error
         except UnicodeEncodeError as error:
             raise StoreError(f"{self._path}: asked for what is no text: {error}") from error
 
@@ -311,6 +313,8 @@ class SqliteReader(SqliteQueries):
         StoreError: there is no such file, or it is no journal of this version.
     """
 
+    _reads_only = True
+
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path).absolute())
         self._connection = connect_read_only(self._path, _PATIENCE)
@@ -385,7 +389,7 @@ class SqliteReader(SqliteQueries):
         try:
             yield from look.walk() if transaction is None else look.look(transaction)
         except sqlite3.Error as error:
-            raise store_error(error, self._path) from error
+            raise store_error(error, self._path, reading=self._reads_only) from error
 
     def close(self) -> None:
         """Release the file.  Twice is once."""
