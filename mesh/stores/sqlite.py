@@ -37,17 +37,7 @@ from bitactor.ports import (
     Write,
 )
 from mesh.stores.audit import Inspector
-from mesh.stores.database import (
-    Value,
-    await_through,
-    connect,
-    is_busy,
-    retry_while_busy,
-    sleep_through,
-    store_error,
-    tries,
-    unless,
-)
+from mesh.stores.database import Value, await_through, connect, is_busy, sleep_through, store_error, tries, unless
 from mesh.stores.journal.forget import forget
 from mesh.stores.journal.inbox import pack_message, send_message
 from mesh.stores.journal.migration import migrating
@@ -228,9 +218,8 @@ class SqliteStore(Store):
             raise store_error(error, self._path) from error
 
     def _unless_closed(self, waiting: Generator[float, None, Value]) -> Generator[float, None, Value]:
-        return unless(
-            waiting, lambda: self._closing, f"{self._path}: the store was closed while it waited for the file"
-        )
+        why = f"{self._path}: the store was closed while it waited for the file"
+        return unless(waiting, lambda: self._closing, why)
 
     @override
     def lease_until_ns(self) -> int:
@@ -282,8 +271,7 @@ class SqliteStore(Store):
             return claim(connection, owner, self._observer, self._wall_ns(), shapes, copies), copies
 
         claims, copies = await self._ask(take_over)
-        claimed = {one.transaction for one in claims}
-        read = self._queries.decoded({name: frames for name, frames in copies.frames.items() if name in claimed})
+        read = self._queries.decoded({name: copies.frames[name] for name, *_ in claims if name in copies.frames})
         return [one._replace(pulses=read.get(one.transaction)) for one in claims] if read else claims
 
     @override
@@ -292,14 +280,12 @@ class SqliteStore(Store):
 
     @override
     async def reclaim(self, held: Container[str]) -> list[Claim]:
-        """Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock; the event
-        loop goes on meanwhile.
+        """Reads all that is open here; for the moment after a failure.  Waits as `claim` does.
 
         Raises:
             StoreError: the file cannot be written, or our lease was taken from us.
         """
-        owner = self._owner
-        return await self._ask(lambda connection: reclaim(connection, owner, held, self._writer.invalidate))
+        return await self._ask(partial(reclaim, owner=self._owner, held=held, invalidate=self._writer.invalidate))
 
     async def _ask(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
         return await await_through(self._unless_closed(self._queries.asking(question)))
@@ -369,7 +355,7 @@ class SqliteStore(Store):
         try:
             if lost or self._file.moved():
                 return  # that is nothing to write to
-            retry_while_busy(lambda: release(connection, self._owner), _CLOSING_PATIENCE)
+            sleep_through(tries(lambda: release(connection, self._owner), _CLOSING_PATIENCE))
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             # Others find the owner's process gone, or its lease run out, a little later.
@@ -401,8 +387,7 @@ class SqliteStore(Store):
         """Say what is wrong, on the loop's thread; from any thread."""
         try:
             self._notify(lambda: self._report(fault))
-        except Exception as error:
-            # The loop is closed, most likely
+        except Exception as error:  # the loop is closed, most likely
             _log.debug("%s: nobody can be told: %r: %s", self._path, error, fault.why)
 
     def _report(self, fault: StoreFault) -> None:
@@ -440,8 +425,7 @@ class SqliteStore(Store):
     def _make_lease_thread(self) -> LeaseThread:
         fenced = partial(self._fenced, self._owner)
         thread = LeaseThread(
-            self._path, self._owner, self._bounds, self._wall_ns, self._began_ns, self._notify, fenced,
-            self._notice,
+            self._path, self._owner, self._bounds, self._wall_ns, self._began_ns, self._notify, fenced, self._notice,
         )  # fmt: skip
         thread.may_work = lambda: not (self._file.fault or self._file.moved())
         return thread
