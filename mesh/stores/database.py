@@ -120,7 +120,7 @@ def write_transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def retry_while_busy(action: Callable[[], Value], patience: float, notice: LockNotice | None = None) -> Value:
+def retry_while_busy(action: Callable[[], Value], patience: float, notice: LockNotice | Path | None = None) -> Value:
     """The value of `action()`, tried again while another connection is in the way; sleeps on this thread meanwhile.
     The rest is as for `tries`."""
     return sleep_through(tries(action, patience, notice))
