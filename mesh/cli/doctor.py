@@ -201,7 +201,7 @@ def _store(store: str) -> list[Check]:
         with work.open_reader(store) as reader:
             found = [_counts(store, Counter(row.status for row in reader.list(limit=10_000)))]
             if isinstance(reader, work.SqliteReader):
-                found += _kept(reader)
+                found += _kept(reader, store)
             return found
     except (BitActorError, OSError) as error:
         missing = isinstance(error, StoreError) and "no such" in str(error).lower()
@@ -216,8 +216,8 @@ def _store(store: str) -> list[Check]:
         ]
 
 
-def _kept(reader: work.SqliteReader) -> Iterator[Check]:
-    """Check the file of a journal, all of it: with a large one that takes a while."""
+def _kept(reader: work.SqliteReader, store: str) -> Iterator[Check]:
+    """Check the file of the journal that `store` names, all of it: with a large one that takes a while."""
     mode = reader.path.stat().st_mode
     if mode & 0o077:
         yield Check(
@@ -251,7 +251,7 @@ def _kept(reader: work.SqliteReader) -> Iterator[Check]:
             "store",
             "fail",
             f"{reader.path} is not as it was written in {len(faults) - len(hurt)} places: {first}",
-            f"'bitactor verify --store {reader.path}' names them all",
+            f"'bitactor verify --store {store}' names them all",
         )
 
 

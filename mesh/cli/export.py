@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import errno
 import json as jsons
 import os
 import sys
@@ -19,7 +20,7 @@ from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.ports import StoreQueries, TransactionRow
 from mesh.cli import work
-from mesh.cli.exits import FAILED, OK, UsageError
+from mesh.cli.exits import FAILED, OK, CommandError, UsageError
 from mesh.cli.list import Status
 from mesh.cli.options import Json, Store
 from mesh.cli.output import err
@@ -31,12 +32,16 @@ COLUMNS: Final = (
 )  # fmt: skip
 """Of CSV: those of the view `pulse_log`."""
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PAGE: Final = 500
 """Transactions whose rows are read at once."""
 _SAY_EVERY: Final = 0.5
 """Seconds between words on how far it is, on a terminal."""
 _HEADER: Final = slice(68, 72)
 """Where in an SQLite file its application id is."""
+_COMPANIONS: Final = ("-wal", "-shm", "-journal")
+_COMPANION_MAGIC: Final = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83", (3_007_000).to_bytes(4, sys.byteorder))
+"""How what SQLite keeps beside a file begins: a log, in either order of bytes, and its index."""
 
 
 class Copy(Protocol):
@@ -210,10 +215,13 @@ def _private(path: Path, overwrite: bool) -> Iterator[Path]:
 
     Raises:
         UsageError: there is a file of that name, or no directory for it.
+        CommandError: the disk is full.
     """
+    if _is_journal(path):
+        raise UsageError(f"{path} is a journal, or belongs to one", "name another file")
     if path.exists():
-        if not path.is_file() or _is_journal(path):
-            raise UsageError(f"{path} is {'a journal' if path.is_file() else 'no file'}", "name another file")
+        if not path.is_file():
+            raise UsageError(f"{path} is no file", "name another file")
         if not overwrite:
             raise UsageError(f"{path} is there already", "name another file, or give --overwrite")
     if not path.parent.is_dir():
@@ -227,13 +235,30 @@ def _private(path: Path, overwrite: bool) -> Iterator[Path]:
             os.close(descriptor)
         yield part
         part.replace(path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        hint = "free some space, or name a file on another disk"
+        raise CommandError(f"{path}: {error.strerror}; nothing was written", hint=hint) from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def _is_journal(path: Path) -> bool:
+    """Whether it is a journal, or what SQLite keeps beside one, by whatever name; also where it is not there just
+    now."""
+    real = Path(os.path.realpath(path))
+    owners = [real.name[: -len(end)] for end in _COMPANIONS if real.name.endswith(end)]
+    files = [_beginning(real), *(_beginning(real.with_name(name)) for name in owners if name)]
+    header = work.APPLICATION_ID.to_bytes(4, "big")
+    return files[0][:4] in _COMPANION_MAGIC or any(beginning[_HEADER] == header for beginning in files)
+
+
+def _beginning(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
     with path.open("rb") as file:
-        return file.read(_HEADER.stop)[_HEADER] == work.APPLICATION_ID.to_bytes(4, "big")
+        return file.read(_HEADER.stop)
 
 
 @contextmanager

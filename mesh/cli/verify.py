@@ -21,6 +21,10 @@ _TODO: Final = (
     "nodes leave those alone and carry on with the others; to have them back: stop the nodes, put a sound copy there "
     "(without -wal and -shm), start them"
 )
+_TODO_IF_ALL_CAN_BE_READ: Final = (
+    "nothing that can be read is wrong, and nodes go on; but something wrote over it: look at the disk, and, once the "
+    "nodes are stopped, put a sound copy there (without -wal and -shm)"
+)
 _SHOW_AFTER: Final = 0.5
 _SHOW_EVERY: Final = 0.2
 
@@ -66,7 +70,11 @@ async def verify(*transactions: str, store: Store = "", json: Json = False) -> i
         for fault in faults:
             out().print(Text(printable(_line(store, fault))), soft_wrap=True)
         hurt = sum(1 for fault in faults if fault.transaction)
-        print_error(f"{store}: {hurt} of {seen} transactions cannot be read", _TODO if hurt else "")
+        if hurt:
+            print_error(f"{store}: {hurt} of {seen} transactions cannot be read", _TODO)
+        else:
+            text = f"{store}: not as it was written in {len(faults)} places, which none of {seen} transactions needs"
+            print_error(text, _TODO_IF_ALL_CAN_BE_READ)
     else:
         print(f"{seen} transactions, {pulses} pulses: sound")
     return FAILED if faults else OK

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 from bitactor.errors import StoreError
 from mesh.stores.journal.schema import UNCONVERTED, newest_version, require_journal, statements_of
-from mesh.stores.locks import lockers
+from mesh.stores.locks import LockNotice, lockers
 from registry.support.log_throttle import LogThrottle
 
 _log = logging.getLogger("bitactor.store")
@@ -69,7 +70,7 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
         connection.execute("SELECT owner FROM owners LIMIT 1").fetchone()
     except sqlite3.Error as error:
         connection.close()
-        raise store_error(error, path) from error
+        raise store_error(error, path, reading=True) from error
     except BaseException:
         connection.close()
         raise
@@ -119,10 +120,10 @@ def write_transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def retry_while_busy(action: Callable[[], Value], patience: float, path: Path | None = None) -> Value:
+def retry_while_busy(action: Callable[[], Value], patience: float, notice: LockNotice | Path | None = None) -> Value:
     """The value of `action()`, tried again while another connection is in the way; sleeps on this thread meanwhile.
     The rest is as for `tries`."""
-    return sleep_through(tries(action, patience, path))
+    return sleep_through(tries(action, patience, notice))
 
 
 def sleep_through(waiting: Generator[float, None, Value]) -> Value:
@@ -136,10 +137,25 @@ def sleep_through(waiting: Generator[float, None, Value]) -> Value:
         time.sleep(pause)
 
 
-def tries(action: Callable[[], Value], patience: float, path: Path | None = None) -> Generator[float, None, Value]:
+async def await_through(waiting: Generator[float, None, Value]) -> Value:
+    """What this generator returns; between its steps the event loop goes on for the seconds it yields.  Who is
+    cancelled meanwhile closes it."""
+    with closing(waiting):
+        while True:
+            try:
+                pause = next(waiting)
+            except StopIteration as end:
+                value: Value = end.value
+                return value
+            await asyncio.sleep(pause)
+
+
+def tries(
+    action: Callable[[], Value], patience: float, notice: LockNotice | Path | None = None
+) -> Generator[float, None, Value]:
     """Try `action()` until no other connection is in the way, for `patience` seconds, and return its value; yields how
-    many seconds to wait before the next try.  With a `path`, the log says after `SAY_AFTER` of them what is waited
-    for."""
+    many seconds to wait before the next try.  After `SAY_AFTER` of them `notice`, or one made for this file, says in
+    the log what is waited for."""
     began = time.monotonic()
     pause = 0.0005
     while True:
@@ -149,12 +165,9 @@ def tries(action: Callable[[], Value], patience: float, path: Path | None = None
             waited = time.monotonic() - began
             if not is_busy(error) or waited >= patience:
                 raise
-            if path is not None and waited >= SAY_AFTER:
-                _log.warning(
-                    "%s: waits for another process that keeps this file locked%s, for up to %g s; end what holds it "
-                    "(`fuser %s` names who has it open)", path, lockers(path), patience, path,
-                )  # fmt: skip
-                path = None
+            if notice is not None and waited >= SAY_AFTER:
+                (LockNotice(notice) if isinstance(notice, Path) else notice).say(patience)
+                notice = None
         yield pause
         pause = min(pause * 2, 0.02)
 
@@ -179,19 +192,21 @@ def is_busy(error: sqlite3.Error) -> bool:
     return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def store_error(error: sqlite3.Error, path: Path) -> StoreError:
-    """A `StoreError` which says what `error` means for whoever runs this process, and what to do."""
+def store_error(error: sqlite3.Error, path: Path, *, reading: bool = False) -> StoreError:
+    """A `StoreError` which says what `error` means for whoever runs this process, and what to do; `reading`: who only
+    reads hit upon it."""
     code = _primary_code(error)
     held = lockers(path) if code == sqlite3.SQLITE_BUSY else ""
+    kept = "" if reading else "; nothing was written"
     advice = {
         sqlite3.SQLITE_BUSY: f"another process kept it locked{held}; look for who holds it (`fuser` names the process)",
         sqlite3.SQLITE_LOCKED: "another connection kept it locked",
-        sqlite3.SQLITE_FULL: "the disk is full; nothing was written: free some space, then try again",
+        sqlite3.SQLITE_FULL: f"the disk is full{kept}: free some space, then try again",
         sqlite3.SQLITE_READONLY: "it cannot be written; give this user write access to the file and to its directory",
         sqlite3.SQLITE_PERM: "it cannot be opened; give this user access to the file and to its directory",
         sqlite3.SQLITE_CANTOPEN: "it cannot be opened; SQLite needs write access to the directory too (for -wal and "
         "-shm)",
-        sqlite3.SQLITE_IOERR: "the disk did not do as told (full, over a limit, or broken); nothing was written",
+        sqlite3.SQLITE_IOERR: f"the disk did not do as told (full, over a limit, or broken){kept}",
         sqlite3.SQLITE_NOTADB: "that is no SQLite file; name another path; or, if it was a journal, its header is "
         "damaged: put a sound copy there",
         sqlite3.SQLITE_CORRUPT: "the file is damaged; stop, copy it aside, and try `sqlite3 FILE .recover`",
@@ -362,7 +377,8 @@ class ConnectionThread:
                 except sqlite3.Error as error:
                     self.failures += 1
                     if self._log_throttle.is_due(time.monotonic_ns()):
-                        _log.warning("%s: %s: %s", self._path, self._complaint, error)
+                        held = lockers(self._path) if is_busy(error) else ""
+                        _log.warning("%s: %s: %s%s", self._path, self._complaint, error, held)
                 except Exception:
                     self.failures += 1
                     if self._log_throttle.is_due(time.monotonic_ns()):

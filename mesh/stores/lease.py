@@ -23,10 +23,11 @@ from typing_extensions import override
 from bitactor.errors import StaleOwner, StoreError
 from bitactor.messages.values import is_text
 from bitactor.ports import Claim, TransactionRow
-from mesh.stores.database import ConnectionThread, write_transaction
+from mesh.stores.database import ConnectionThread, tries, write_transaction
 from mesh.stores.journal.parts import COMMIT_BITS, log_id
 from mesh.stores.journal.takeover import Copies, archive_tails, delete_log
 from mesh.stores.liveness import RELEASED, Bounds, Identity, Observer, OwnerRow, of_one_boot
+from mesh.stores.locks import LockNotice
 from mesh.stores.rows import TRANSACTION_COLUMNS, transaction_from_row
 from registry.support.clock import monotonic_ns
 
@@ -316,6 +317,7 @@ class LeaseThread(ConnectionThread):
         began_ns: the moment before the owner was registered, by the monotonic clock.
         notify: runs a function on the loop's thread soon.
         fenced: called there with the reason, once another process has taken over.
+        notice: says in the log what is waited for, and is told when the file could be written.
     """
 
     def __init__(
@@ -327,15 +329,17 @@ class LeaseThread(ConnectionThread):
         began_ns: int,
         notify: Callable[[Callable[[], None]], None],
         fenced: Callable[[StaleOwner], None],
+        notice: LockNotice,
     ) -> None:
         what = f"the lease of owner {owner!r} could not be renewed"
         self._interval = bounds.lease_ns / 3e9
-        super().__init__("bitactor-store-lease", path, what, synchronous="NORMAL", timeout=self._interval)
+        super().__init__("bitactor-store-lease", path, what, synchronous="NORMAL", timeout=0)
         self._owner = owner
         self._bounds = bounds
         self._wall_ns = wall_ns
         self._notify = notify
         self._fenced = fenced
+        self._notice = notice
         self._looked_ns = began_ns
         self._silent_ns = 0  # for how long this thread has watched the loop not turn
         self._asked = False  # whether the loop has been asked to say that it turns, and has not yet
@@ -350,18 +354,26 @@ class LeaseThread(ConnectionThread):
     @override
     def work(self, connection: sqlite3.Connection) -> bool:
         began_ns = monotonic_ns()
-        try:
-            if self._turns(began_ns):
+        turns = self._turns(began_ns)
+
+        def renew() -> None:
+            if turns:
                 connection.execute(
                     "UPDATE owners SET expires_ns = ? WHERE owner = ? AND fenced = ''",
                     (self._wall_ns() + self._bounds.lease_ns, self._owner),
                 )
             require_lease(connection, self._owner)
+
+        try:
+            for pause in tries(renew, self._interval, self._notice):
+                if self._closing.wait(pause):
+                    return False
         except StaleOwner as error:
             self.until_ns = 0
             self._tell(partial(self._fenced, error))
             return False
-        if not self._hangs:
+        if turns:
+            self._notice.end()
             self.until_ns = began_ns + self._bounds.lease_ns
         return True
 

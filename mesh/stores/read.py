@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from bitactor.errors import DamagedJournal, StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
 from bitactor.ports import Arrived, Due, Followed, Message, StoreQueries, TransactionRow
-from mesh.stores.database import connect_read_only, retry_while_busy, store_error
+from mesh.stores.database import connect_read_only, sleep_through, store_error, tries
 from mesh.stores.journal.blobs import read_blob
 from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
 from mesh.stores.journal.frames import Frame, frames_in, pulses_of, why_of
@@ -24,6 +24,7 @@ from mesh.stores.journal.inbox import arrived_messages, due_transactions, unread
 from mesh.stores.journal.tail import one_moment, read_frames, read_piece
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from mesh.stores.journal.words import Words
+from mesh.stores.locks import LockNotice
 from mesh.stores.rows import TRANSACTION_COLUMNS, require_shape, require_sound, transaction_from_row
 
 _log = logging.getLogger("bitactor.store")
@@ -53,8 +54,11 @@ def _lenient_text(text: bytes) -> str:
 class SqliteQueries(StoreQueries):
     """The queries of the `Store` port on an SQLite journal.  They see what is committed, by whichever process."""
 
-    def __init__(self, path: Path) -> None:
+    _reads_only = False
+
+    def __init__(self, path: Path, notice: LockNotice | None = None) -> None:
         self._path = path
+        self._notice = notice or LockNotice(path)
         self._connection: sqlite3.Connection | None = None
         self.words = Words()
 
@@ -203,23 +207,35 @@ class SqliteQueries(StoreQueries):
         return self._read(lambda connection: connection.execute(sql, values).fetchall())
 
     def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
+        return sleep_through(self.asking(question))
+
+    def asking(self, question: Callable[[sqlite3.Connection], Value]) -> Generator[float, None, Value]:
+        """Ask a function of the connection; yields as `tries` does, and returns its value.
+
+        Raises:
+            StoreError: the file cannot be read, or written.
+        """
         connection = self._connection
         if connection is None:
             raise StoreError(f"{self._path} is not open")
         try:
             try:
-                return retry_while_busy(lambda: question(connection), _PATIENCE, self._path)
+                return (yield from tries(lambda: question(connection), _PATIENCE, self._notice))
             except sqlite3.OperationalError as error:
                 if _NO_UTF8 not in str(error):
                     raise
-            # One text of one row is damaged; the other rows are not.
-            connection.text_factory = _lenient_text
-            try:
-                return retry_while_busy(lambda: question(connection), _PATIENCE, self._path)
-            finally:
-                connection.text_factory = str
+
+            def leniently() -> Value:
+                """One text of one row is damaged; the other rows are not."""
+                connection.text_factory = _lenient_text
+                try:
+                    return question(connection)
+                finally:
+                    connection.text_factory = str
+
+            return (yield from tries(leniently, _PATIENCE, self._notice))
         except sqlite3.Error as error:
-            raise store_error(error, self._path) from error
+            raise store_error(error, self._path, reading=self._reads_only) from error
         except UnicodeEncodeError as error:
             raise StoreError(f"{self._path}: asked for what is no text: {error}") from error
 
@@ -247,8 +263,8 @@ def _damaged(transaction: str, error: Exception) -> DamagedJournal:
 class OwnQueries(SqliteQueries):
     """The queries of a store, on its connection; once that is closed, each on one of its own."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, notice: LockNotice | None = None) -> None:
+        super().__init__(path, notice)
         self._closed = False
         self._require_file: Callable[[], None] = lambda: None
 
@@ -260,14 +276,6 @@ class OwnQueries(SqliteQueries):
     def close(self) -> None:
         """Ask on the store's connection no more."""
         self._closed, self._connection = True, None
-
-    def ask(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
-        """The value of a function of the connection.
-
-        Raises:
-            StoreError: the file cannot be read, or written.
-        """
-        return self._read(question)
 
     def due(self, owner: str, limit: int) -> Dues:
         """An owner's open transactions that say when they are due, earliest first."""
@@ -286,12 +294,16 @@ class OwnQueries(SqliteQueries):
         return self._read(lambda connection: arrived_messages(connection, owner, after, limit))
 
     @override
-    def _read(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
-        self._require_file()
+    def asking(self, question: Callable[[sqlite3.Connection], Value]) -> Generator[float, None, Value]:
+        def checked(connection: sqlite3.Connection) -> Value:
+            self._require_file()  # each time: it may have become another while it was waited for
+            return question(connection)
+
         if not self._closed:
-            return super()._read(question)
+            return (yield from super().asking(checked))
+        self._require_file()
         with SqliteReader(self._path) as reader:
-            return reader._read(question)
+            return (yield from reader.asking(question))
 
 
 class SqliteReader(SqliteQueries):
@@ -300,6 +312,8 @@ class SqliteReader(SqliteQueries):
     Raises:
         StoreError: there is no such file, or it is no journal of this version.
     """
+
+    _reads_only = True
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path).absolute())
@@ -375,7 +389,7 @@ class SqliteReader(SqliteQueries):
         try:
             yield from look.walk() if transaction is None else look.look(transaction)
         except sqlite3.Error as error:
-            raise store_error(error, self._path) from error
+            raise store_error(error, self._path, reading=self._reads_only) from error
 
     def close(self) -> None:
         """Release the file.  Twice is once."""

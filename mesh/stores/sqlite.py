@@ -16,7 +16,6 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -38,7 +37,7 @@ from bitactor.ports import (
     Write,
 )
 from mesh.stores.audit import Inspector
-from mesh.stores.database import Value, connect, is_busy, retry_while_busy, sleep_through, store_error, tries, unless
+from mesh.stores.database import Value, await_through, connect, is_busy, sleep_through, store_error, tries, unless
 from mesh.stores.journal.forget import forget
 from mesh.stores.journal.inbox import pack_message, send_message
 from mesh.stores.journal.migration import migrating
@@ -55,6 +54,7 @@ from mesh.stores.lease import (
     unclaimed,
 )
 from mesh.stores.liveness import Observer, bounds_of
+from mesh.stores.locks import LockNotice
 from mesh.stores.read import OwnQueries
 from mesh.stores.store_file import StoreFile
 from mesh.stores.threads import (
@@ -111,7 +111,8 @@ class SqliteStore(Store):
                 "and at least 0"
             )
         self._path = Path(path).absolute()
-        self._queries = OwnQueries(self._path)
+        self._notice = LockNotice(self._path)
+        self._queries = OwnQueries(self._path, self._notice)
         self._connection: sqlite3.Connection | None = None
         self._notify = notify
         self._synchronous = _SYNCHRONOUS[durability]
@@ -147,9 +148,7 @@ class SqliteStore(Store):
 
     @override
     async def open_on_loop(self, owner: str) -> None:
-        with closing(self._opening(owner)) as waiting:
-            for pause in waiting:
-                await asyncio.sleep(pause)
+        await await_through(self._opening(owner))
 
     def _opening(self, owner: str) -> Generator[float]:
         """Open; yields how many seconds to wait before the next look at a file that others keep locked."""
@@ -184,9 +183,7 @@ class SqliteStore(Store):
         Raises:
             StoreError: the file cannot be written, the name is taken, or this store is closed.
         """
-        with closing(self._rejoining(owner)) as waiting:
-            for pause in waiting:
-                await asyncio.sleep(pause)
+        await await_through(self._rejoining(owner))
 
     def _rejoining(self, owner: str) -> Generator[float]:
         connection = self._connection
@@ -215,14 +212,13 @@ class SqliteStore(Store):
     def _trying(self, action: Callable[[], Value]) -> Generator[float, None, Value]:
         """The value of `action()`, tried until no other connection is in the way."""
         try:
-            return (yield from self._unless_closed(tries(action, self._patience, self._path)))
+            return (yield from self._unless_closed(tries(action, self._patience, self._notice)))
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
 
     def _unless_closed(self, waiting: Generator[float, None, Value]) -> Generator[float, None, Value]:
-        return unless(
-            waiting, lambda: self._closing, f"{self._path}: the store was closed while it waited for the file"
-        )
+        why = f"{self._path}: the store was closed while it waited for the file"
+        return unless(waiting, lambda: self._closing, why)
 
     @override
     def lease_until_ns(self) -> int:
@@ -262,33 +258,36 @@ class SqliteStore(Store):
 
     @override
     async def claim(self, shapes: Mapping[str, str] | None = None) -> list[Claim]:
-        """Waits up to 5 s for the file's lock if there is a transaction to take over.
+        """Waits up to 5 s for the file's lock if there is a transaction to take over; the event loop goes on meanwhile.
 
         Raises:
             StoreError: the file cannot be written.
         """
+        owner = self._owner  # not another that we are by the time the file is free
 
         def take_over(connection: sqlite3.Connection) -> tuple[list[Claim], Copies]:
             copies = Copies()  # anew each time it is tried
-            return claim(connection, self._owner, self._observer, self._wall_ns(), shapes, copies), copies
+            return claim(connection, owner, self._observer, self._wall_ns(), shapes, copies), copies
 
-        claims, copies = self._queries.ask(take_over)
-        claimed = {one.transaction for one in claims}
-        read = self._queries.decoded({name: frames for name, frames in copies.frames.items() if name in claimed})
+        claims, copies = await self._ask(take_over)
+        read = self._queries.decoded({name: copies.frames[name] for name, *_ in claims if name in copies.frames})
         return [one._replace(pulses=read.get(one.transaction)) for one in claims] if read else claims
 
     @override
     async def unclaimed(self, shapes: Mapping[str, str], limit: int = 100) -> list[TransactionRow]:
-        return self._queries.ask(lambda connection: unclaimed(connection, self._owner, shapes, limit))
+        return await self._ask(lambda connection: unclaimed(connection, self._owner, shapes, limit))
 
     @override
     async def reclaim(self, held: Container[str]) -> list[Claim]:
-        """Reads all that is open here; for the moment after a failure.  Waits up to 5 s for the file's lock.
+        """Reads all that is open here; for the moment after a failure.  Waits as `claim` does.
 
         Raises:
             StoreError: the file cannot be written, or our lease was taken from us.
         """
-        return self._queries.ask(lambda connection: reclaim(connection, self._owner, held, self._writer.invalidate))
+        return await self._ask(partial(reclaim, owner=self._owner, held=held, invalidate=self._writer.invalidate))
+
+    async def _ask(self, question: Callable[[sqlite3.Connection], Value]) -> Value:
+        return await await_through(self._unless_closed(self._queries.asking(question)))
 
     @override
     async def due(self, limit: int = 100) -> list[Due]:
@@ -355,7 +354,7 @@ class SqliteStore(Store):
         try:
             if lost or self._file.moved():
                 return  # that is nothing to write to
-            retry_while_busy(lambda: release(connection, self._owner), _CLOSING_PATIENCE)
+            sleep_through(tries(lambda: release(connection, self._owner), _CLOSING_PATIENCE))
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             # Others find the owner's process gone, or its lease run out, a little later.
@@ -387,8 +386,7 @@ class SqliteStore(Store):
         """Say what is wrong, on the loop's thread; from any thread."""
         try:
             self._notify(lambda: self._report(fault))
-        except Exception as error:
-            # The loop is closed, most likely
+        except Exception as error:  # the loop is closed, most likely
             _log.debug("%s: nobody can be told: %r: %s", self._path, error, fault.why)
 
     def _report(self, fault: StoreFault) -> None:
@@ -418,6 +416,7 @@ class SqliteStore(Store):
             deliver=self._deliver,
             on_commit=self._checkpoint_thread.count_commit,
             guard=self._require_file,
+            notice=self._notice,
         )
         self._checkpoint_thread.start()
         self._lease_thread.start()
@@ -425,7 +424,7 @@ class SqliteStore(Store):
     def _make_lease_thread(self) -> LeaseThread:
         fenced = partial(self._fenced, self._owner)
         thread = LeaseThread(
-            self._path, self._owner, self._bounds, self._wall_ns, self._began_ns, self._notify, fenced
+            self._path, self._owner, self._bounds, self._wall_ns, self._began_ns, self._notify, fenced, self._notice,
         )  # fmt: skip
         thread.may_work = lambda: not (self._file.fault or self._file.moved())
         return thread

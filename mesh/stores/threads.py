@@ -18,6 +18,7 @@ from typing_extensions import override
 from bitactor.errors import StoreError
 from bitactor.ports import Refusal
 from mesh.stores.database import ConnectionThread, Value, retry_while_busy, store_error, write_transaction
+from mesh.stores.locks import LockNotice
 from mesh.stores.write import PreparedWrite, Writer
 
 _log = logging.getLogger("bitactor.store")
@@ -84,7 +85,7 @@ class CommitThread:
     change behind an append, and the other way round.
 
     After each commit `deliver` is handed to `notify`; it finds the outcomes in `completions`.  Before each, `guard` is
-    called: it raises if the file must not be written any more.
+    called: it raises if the file must not be written any more.  `notice` says in the log what it waits for.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class CommitThread:
         deliver: Callable[[], None],
         on_commit: Callable[[int], None],
         guard: Callable[[], None],
+        notice: LockNotice,
     ) -> None:
         self._path = path
         self._writer = writer
@@ -107,6 +109,7 @@ class CommitThread:
         self._notify = notify
         self._deliver = deliver
         self._on_commit = on_commit
+        self._notice = notice
         self._queue: SimpleQueue[Append | Change | None] = SimpleQueue()
         self._ahead: Append | Change | None = None
         """Taken from the queue, and of another commit than what was before it."""
@@ -169,7 +172,7 @@ class CommitThread:
 
     def _commit(self, group: list[Append] | list[Change]) -> list[Completion]:
         try:
-            return retry_while_busy(lambda: self._make(group), self._patience)
+            return retry_while_busy(lambda: self._make(group), self._patience, self._notice)
         except sqlite3.Error as error:
             failure = store_error(error, self._path)
             failure.__cause__ = error

@@ -431,7 +431,7 @@ class _Batch:
         try:
             name = id_bytes(write.transaction)
             self.connection.execute(_INSERT_TRANSACTION, new_transaction_row(write, self._owner, self.row, receives))
-        except ROW_ERRORS as error:
+        except (StoreError, *ROW_ERRORS) as error:
             return refusal_of(self.connection, write, error)
         state = JournalState(write.epoch, write.status, write.open, 0, write.dead, "", write.due_ns, receives)
         draft = _Draft(Held(name, state, _UNBEGUN._replace(frames=[])))

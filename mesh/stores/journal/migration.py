@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bitactor.errors import StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.values import named_text
 from mesh.stores.database import (
@@ -210,7 +211,7 @@ class _Conversion:
         place = connection.execute(_PLACE, (name,)).fetchone()
         try:
             key = id_bytes(transaction)
-        except ValueError:
+        except StoreError:
             place = None
         if place is None:
             self._put_aside(f"{transaction!a} is no transaction of this journal", _OF, name)

@@ -59,11 +59,14 @@ def id_bytes(transaction: str) -> bytes:
     """A transaction's id as 16 bytes.
 
     Raises:
-        ValueError: it is not 32 lower-case hex digits.
+        StoreError: it is not 32 lower-case hex digits.
     """
-    name = bytes.fromhex(transaction) if type(transaction) is str else b""
+    try:
+        name = bytes.fromhex(transaction)
+    except (ValueError, TypeError):
+        name = b""
     if name.hex() != transaction or len(name) != 16:
-        raise ValueError(f"{transaction!r} is no transaction's id: 32 lower-case hex digits")
+        raise StoreError(f"{transaction!a} is no transaction's id: 32 lower-case hex digits")
     return name
 
 
@@ -199,8 +202,8 @@ def tails_in_log(
     for transaction, log_from, seq, head in open_in_log:
         try:
             wanted[id_bytes(transaction)] = _Wanted(log_from, seq, head)
-        except ValueError as error:
-            found[transaction] = StoreError(str(error))
+        except StoreError as error:
+            found[transaction] = error
     if not wanted:
         return found
     first = min(one.log_from for one in wanted.values())

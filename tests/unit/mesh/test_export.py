@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import sqlite3
@@ -158,6 +159,36 @@ def test_a_file_is_for_this_user_alone_and_replaces_nothing(
     monkeypatch.setattr(SqliteReader, "each_pulse", interrupted)
     run(journal, "--format", "sqlite", "-o", str(tmp_path / "half.db"), capsys=capsys, code=130)
     assert list(tmp_path.iterdir()) == [copy], "nothing is left of it"
+
+
+def test_what_belongs_to_a_journal_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its log and its index, by whatever name, and where they are not there just now."""
+    path = tmp_path / "pulses.db"
+    with Mesh(pay, store=f"sqlite:///{path}") as mesh:
+        mesh.run(pay, {"n": 1, "card": SecretStr("4000-1234")}, timeout=30)
+        (tmp_path / "link").symlink_to(tmp_path / "pulses.db-wal")
+        (tmp_path / "hard").hardlink_to(tmp_path / "pulses.db-wal")
+        (tmp_path / "index").hardlink_to(tmp_path / "pulses.db-shm")
+        (tmp_path / "twin").hardlink_to(path)
+        others = [f"pulses.db{end}" for end in ("", "-wal", "-shm", "-journal")]
+        for name in (*others, "link", "hard", "index", "twin"):
+            err = run(path, "-o", str(tmp_path / name), "--overwrite", capsys=capsys, code=2)
+            assert "is a journal, or belongs to one" in err, name
+    run(path, "-o", str(tmp_path / "another-wal"), capsys=capsys)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_a_full_disk_is_named_and_what_to_do(
+    format: str, journal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "_Csv" if format == "csv" else "_Lines", lambda file: type("Full", (), {"add": full})())
+    copy = tmp_path / "copy"
+    err = run(journal, "--format", format, "-o", str(copy), capsys=capsys, code=1)
+    assert f"{copy}: No space left on device; nothing was written" in err and "free some space" in err
+    assert [*tmp_path.iterdir()] == []
 
 
 def long_one(number: int, length: int) -> list[Pulse]:

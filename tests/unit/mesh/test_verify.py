@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from bitactor.errors import DamagedJournal
 from mesh.cli import main
 from mesh.runtime.settled import at_once
 from mesh.stores import SqliteReader, SqliteStore
+from mesh.stores.database import store_error
 from mesh.stores.journal.parts import log_body
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from tests.e2e.test_damage import DAMAGES
@@ -91,6 +93,46 @@ def test_a_change_that_all_checksums_are_right_for_is_found_by_the_chain(store: 
         file.execute("UPDATE transactions SET head = x'0102030405060708' WHERE transaction_id = ?", (name,))
         (fault,) = [found for found in Verification(file).walk() if isinstance(found, Fault)]
         assert fault.transaction == name and "that is not its end" in fault.why
+
+
+def test_damage_that_nobody_needs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said to be there, and what to do; `doctor` names the command that names it all."""
+    store = SqliteStore(path, notify=lambda call: None)
+    store.open("one")
+    keep(store, first(fresh()))
+    for _ in range(3):
+        name = fresh()
+        keep(store, first(name))
+        keep(store, last(name, 2))
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        row, body = file.execute("SELECT id, body FROM log ORDER BY id DESC LIMIT 1").fetchone()
+        file.execute("UPDATE log SET body = ? WHERE id = ?", (flip(body, 3), row))
+    code, out, err = said(capsys, path)
+    assert code == 1 and f"the journal: log row {row} is damaged" in out
+    assert "not as it was written in 1 places, which none of 4 transactions needs" in err and "look at the disk" in err
+    assert main(["doctor", "--store", f"sqlite:///{path}"]) == 1
+    assert f"'bitactor verify --store sqlite:///{path}' names them all" in capsys.readouterr().out
+    store.close()
+
+
+def test_an_id_that_is_none_reads_as_words(store: SqliteStore, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = fresh()
+    keep(store, first(name))
+    wrong = f"{name[:-1]}x"
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("UPDATE transactions SET transaction_id = ?", (wrong,))
+    with SqliteReader(path) as reader, pytest.raises(DamagedJournal, match=f"'{wrong}' is no transaction's id: 32 lo"):
+        reader.pulses(wrong)
+    _, out, _ = said(capsys, path)
+    assert f"'{wrong}' is no transaction's id" in out and "fromhex" not in out and "ValueError" not in out
+
+
+def test_who_only_reads_is_not_told_that_nothing_was_written(path: Path) -> None:
+    for code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        error = sqlite3.OperationalError("no")
+        error.sqlite_errorcode = code
+        assert "; nothing was written" in str(store_error(error, path))
+        assert "written" not in str(store_error(error, path, reading=True))
 
 
 def test_a_row_of_no_frames_with_the_right_checksum(store: SqliteStore, path: Path) -> None:
