@@ -381,7 +381,6 @@ class Supervisor:
             if parks:
                 self.park(live.state.transaction, error)
         was_running = not live.settled
-        live.settled = True
         live.failure = _failure_of(live, error)
         live.fail_resent(live.failure)
         live.disarm()
