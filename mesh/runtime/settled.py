@@ -184,8 +184,9 @@ class Transactions:
 
     def is_certain(self, live: LiveTransaction) -> bool:
         """Whether nobody but this process can let a transaction go on, or find out more; on any thread."""
-        over = live.settled and (self._closed or live.state.status in ("compensated", "cancelled"))
-        return over or self.owns(live)
+        over = live.settled and live.failure is None
+        over = over and (self._closed or live.state.status in ("compensated", "cancelled"))
+        return over or (self.owns(live) and not self._supervisor.is_being_written(live))
 
     def require_gone_on(self, live: LiveTransaction, now: LiveTransaction) -> None:
         """Raise why a transaction was given up here, if it was, unless it has gone on since, as it stands `now`, or all
@@ -215,6 +216,11 @@ class Transactions:
             return live
         ask, before = ask or self.queries, live
         transaction, status = live.state.transaction, live.state.status
+        if self.owns(live):
+            if closely:
+                live = self._fold(transaction, await self.pulses(transaction, ask))
+                live.errors = before.errors
+            return live
         with suppress(Exception if self._closed else BitActorError, LookupError):
             row = await ask.get(transaction)
             changed = row is not None and (
@@ -295,7 +301,7 @@ class Transactions:
             Unroutable: another process runs it, or only another release can undo it.
         """
         ask, before = ask or self.queries, self.known(live)
-        live = await self.latest(live, ask=ask)
+        live = await self.latest(live, closely=False, ask=ask)
         if not live.settled:
             self.require_gone_on(before, live)
         if live.settled and live.state.status == "halted":
@@ -420,17 +426,6 @@ def _page_of(limit: Any) -> int:
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InvalidInput(f"limit={limit!r}: a whole number, at least 1")
     return min(limit, MOST_ROWS)
-
-
-def known_as(transaction: Any) -> str:
-    """The id, if a transaction can have it.
-
-    Raises:
-        UnknownTransaction: none can.
-    """
-    if not is_text(transaction):
-        raise UnknownTransaction(f"{shown(transaction)} is no transaction's id: 32 hex digits, a text")
-    return transaction  # type: ignore[no-any-return]
 
 
 def is_running(loop: asyncio.AbstractEventLoop) -> bool:

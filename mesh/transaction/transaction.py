@@ -101,7 +101,10 @@ class Transaction(Handle, Generic[R_co]):
     def _follow(self, live: LiveTransaction) -> LiveTransaction:
         """Keep how the transaction stands; one that was given up here only once it has gone on, for who waits is told
         why."""
-        if not self._live.given_up or live.was_taken or live.settled or self._transactions.owns(live):
+        known = self._look()
+        if self._transactions.owns(known):
+            self._live = known
+        elif not self._live.given_up or self._live.was_taken or live.settled:
             self._live = live
         return live
 
@@ -124,7 +127,7 @@ class Transaction(Handle, Generic[R_co]):
         `scopes` (itself, and nested workflows) are bounded and have a hop that runs or waits; how many callers are
         `waiting` for its end; whether it runs `here`, in this process.
         """
-        live = self._current()
+        live = self._current(closely=False)
         limits = live.limits or TransactionLimits()
         return {
             "transaction": self.id,

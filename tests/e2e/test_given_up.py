@@ -187,6 +187,35 @@ async def test_a_full_disk_by_http(sqlite: str, monkeypatch: pytest.MonkeyPatch)
         assert (ended["status"], ended["result"]) == ("completed", "paid")
 
 
+@pytest.mark.parametrize("kept", [True, False])
+async def test_what_is_being_written_is_not_said_before_it_is_kept(
+    kept: bool, sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, held = Shop("completed"), list[Any]()
+    async with Mesh(shop.workflow, store=sqlite, drain=0) as mesh:
+        tx, acting = await shop.begun(mesh)
+        store, blocking = mesh.node.store, await asyncio.to_thread(mesh.blocking.transaction, tx.id)
+        append = store.append
+        monkeypatch.setattr(store, "append", lambda writes, done: held.append((writes, done)))
+        shop.gate.set()
+        await until(lambda: held)
+        fold = Saga.fold(tx.plan, tx.raw_pulses())
+        for handle in (tx, await mesh.transaction(tx.id)):
+            assert (handle.status, handle.value(), handle.about()["here"]) == ("running", None, True)
+            assert handle.results() == {"reserve": "reserved"} and handle.snapshot() == fold.snapshot()
+        said = await asyncio.to_thread(lambda: (blocking.status, blocking.value(), blocking.results()))
+        assert said == ("running", None, {"reserve": "reserved"})
+        [(writes, done)] = held
+        monkeypatch.setattr(store, "append", append)
+        append(writes, done) if kept else done((), StoreError("the disk is full"))
+        if kept:
+            assert (await acting, tx.value(), tx.results()["pay"]) == ("completed", "paid", "paid")
+        else:
+            with pytest.raises(StoreError, match=FAULT):
+                await acting
+            await runs_says_everyone(mesh, tx)
+
+
 async def test_the_store_cannot_be_asked_either(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, shop = Disk(monkeypatch), Shop("completed")
     async with Mesh(shop.workflow, store=sqlite, drain=0) as mesh:
