@@ -189,11 +189,11 @@ class Transactions:
         return over or (self.owns(live) and not self._supervisor.is_being_written(live))
 
     def require_gone_on(self, live: LiveTransaction, now: LiveTransaction) -> None:
-        """Raise why a transaction was given up here, if it was, unless it has gone on since, as it stands `now`, or all
-        was kept."""
+        """Raise why a transaction was given up here, if it was, unless it has gone on since, here or elsewhere, as it
+        stands `now`; or all was kept."""
         if live.given_up and not live.was_taken and not self.owns(now):
-            is_later = (now.state.epoch, now.state.seq) >= (live.state.epoch, live.state.seq)
-            if not (now.settled and is_later):
+            was_kept = now.settled and now.state.seq >= live.state.seq
+            if not was_kept and now.state.epoch <= live.state.epoch:
                 live.require_kept()
 
     def current(self, live: LiveTransaction, *, closely: bool = True) -> LiveTransaction:

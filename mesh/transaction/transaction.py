@@ -101,10 +101,10 @@ class Transaction(Handle, Generic[R_co]):
     def _follow(self, live: LiveTransaction) -> LiveTransaction:
         """Keep how the transaction stands; one that was given up here only once it has gone on, for who waits is told
         why."""
-        known = self._look()
+        known, was = self._look(), self._live
         if self._transactions.owns(known):
             self._live = known
-        elif not self._live.given_up or self._live.was_taken or live.settled:
+        elif not was.given_up or was.was_taken or live.settled or live.state.epoch > was.state.epoch:
             self._live = live
         return live
 

@@ -1,17 +1,16 @@
 """A transaction whose last write fails has not ended: everything that is said of it is what the store has, and once it
-goes on, that."""
+goes on, how that goes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bitactor import Halt, Workflow, WorkflowFailed
-from bitactor.errors import InvalidInput, StoreError
+from bitactor.errors import InvalidInput, StoreError, Unroutable
 from bitactor.saga import Saga
 from mesh import Mesh, Transaction
 from tests.e2e import test_http_ingress as ingress
@@ -239,7 +238,7 @@ def _unreadable(*_: Any) -> Any:
 
 
 async def test_closed_while_it_was_given_up_and_finished_by_another(
-    sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sqlite: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, shop = Disk(monkeypatch), Shop("completed")
     async with Mesh(shop.workflow, store=sqlite, drain=0) as mesh:
@@ -250,6 +249,14 @@ async def test_closed_while_it_was_given_up_and_finished_by_another(
             await acting
         disk.unprotect()
     assert (tx.status, tx.value(), tx.results()) == ("running", None, {"reserve": "reserved"})
+    shop.again()
     async with Mesh(shop.workflow, store=sqlite) as heir:
+        await asyncio.wait_for(shop.entered.wait(), BOUND)
+        assert (tx.status, tx.value()) == ("running", None)
+        with pytest.raises(Unroutable, match=f"run by node {heir.node.id}"):
+            await tx.cancel()
+        with pytest.raises(StoreError, match="when this mesh was closed"):
+            await tx.ended()
+        shop.gate.set()
         assert await (await heir.transaction(tx.id)).result(BOUND) == "paid"
     assert (tx.status, tx.value(), await tx.result()) == ("completed", "paid", "paid")
