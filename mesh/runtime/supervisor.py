@@ -124,7 +124,7 @@ class Supervisor:
         # Kept now, without waiting for the next turn; its commands are still obeyed there, outside of any task.
         state = live.state
         pulses, commands = live.saga.react(event, now_ns)
-        of = (state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead)
+        of = (state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead, 0, False, (), 0)
         write = _new(Write, of)
         self._refusals = None
         self.store.append((write,), self._note_refusals)
