@@ -19,10 +19,10 @@ from bitactor.plan.consumer import Consumer
 from bitactor.ports import Clock, Ids, Sink, TransactionRow
 from bitactor.workflow import Workflow
 from mesh.network.links import Links
+from mesh.runtime.ids import known_as
 from mesh.runtime.names import name_of
 from mesh.runtime.node import Node
 from mesh.runtime.settings import Settings, settings
-from mesh.runtime.settled import known_as
 from mesh.sinks import OtelSink, open_sink
 from mesh.transaction.again import send_again
 from mesh.transaction.bridge import Bridge, LoopThread

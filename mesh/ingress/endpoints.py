@@ -36,6 +36,7 @@ from mesh.transaction import (
     pulses_of,
     standing_of,
     transaction_as_plain,
+    why_not_here,
 )
 from registry.support.log_throttle import LogThrottle
 
@@ -285,6 +286,9 @@ class Endpoints:
         found = await self.mesh.transaction(found.id)  # it may have gone on while the body was on its way
         status, is_here = await standing_of(found)
         if status == RUNNING and not is_here:
+            why_not = await why_not_here(found)
+            if isinstance(why_not, StoreError):
+                raise self._store_problem(why_not, [found])
             raise Problem(
                 "owned-elsewhere", "another process runs this transaction; ask that one", _transaction_header(found)
             )

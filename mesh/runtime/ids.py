@@ -1,4 +1,4 @@
-"""Fresh ids and fingerprints."""
+"""Fresh ids, ids as callers give them, and fingerprints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 from typing_extensions import override
 from uuid_utils import uuid7
 
+from bitactor.errors import UnknownTransaction
 from bitactor.messages.codec import token_bytes
+from bitactor.messages.values import is_text, shown
 from bitactor.ports import Ids
 
 
@@ -23,3 +25,14 @@ class TimeOrderedIds(Ids):
 def fingerprint(token: Any) -> str:
     """A 128-bit digest of a token, in hex, to tell whether two inputs are the same."""
     return blake2b(token_bytes(token), digest_size=16).hexdigest()
+
+
+def known_as(transaction: Any) -> str:
+    """The id, if a transaction can have it.
+
+    Raises:
+        UnknownTransaction: none can.
+    """
+    if not is_text(transaction):
+        raise UnknownTransaction(f"{shown(transaction)} is no transaction's id: 32 hex digits, a text")
+    return transaction  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from bitactor.errors import StoreError
+from bitactor.errors import InvalidInput, StaleOwner, StoreError
 from bitactor.messages.faults import error_of, type_path
 from bitactor.messages.pulse import Pulse
 from bitactor.messages.signal import FORWARD, Fault
@@ -90,6 +90,28 @@ class LiveTransaction:
         """How many of its hops were sent to other nodes, and not refused for want of room."""
         self.settled = state.status != "running"
         """Whether nothing more happens to the transaction by itself, and the journal says so."""
+
+    @property
+    def given_up(self) -> bool:
+        """Whether this process stopped with the transaction before it had settled: what its state here says need not
+        be kept."""
+        return self.failure is not None and not self.settled
+
+    @property
+    def was_taken(self) -> bool:
+        """Whether it was given up here because another process has it, which carries it on."""
+        return isinstance(self.failure, StaleOwner)
+
+    def require_kept(self) -> None:
+        """Raise why the transaction was given up, if it was: nothing here says what is kept of it."""
+        if self.failure is not None and not self.settled:
+            raise self.failure
+
+    def require_status(self, statuses: Sequence[str], only: str) -> None:
+        """Raise `InvalidInput` unless the transaction has settled so."""
+        now = self.state.status if self.settled else "running"
+        if now not in statuses:
+            raise InvalidInput(f"transaction {self.state.transaction} is {now}; only {only}")
 
     @classmethod
     def fold(cls, plan: Plan, pulses: Sequence[Pulse]) -> LiveTransaction:

@@ -256,8 +256,9 @@ class Node:
         )  # fmt: skip
         self.store.on_fenced = self.supervisor.on_fenced = self.ownership.fenced
         transactions = Transactions(
-            self.supervisor, self.plans, self.recovery.parked, settings.store, self.require_open
-        )
+            self.supervisor, self.plans, self.recovery.parked, settings.store, self.require_open,
+            lambda: self.ownership.owner,
+        )  # fmt: skip
         self.intake = Intake(
             self.supervisor, self.ids, settings, self.workflows, self.plans, self.consumers,
             load=transactions.load, require_open=self.require_open, start_task=self.executor.start_task,

@@ -274,6 +274,6 @@ class CommandHandler:
                 said = fault_of(error).summary()
                 logger.warning("%r, a %s, raised when a transaction had settled: %s", step.address, step.kind, said)
         live.done = None  # it refers back to `live`; without it nothing has to wait for the garbage collector
-        if not live.settled:
+        if not live.settled and live.failure is None:
             live.settled = True
             self._settled(live)

@@ -13,7 +13,6 @@ from bitactor.errors import (
     BitActorError,
     DamagedJournal,
     InvalidInput,
-    StaleOwner,
     StoreError,
     UnknownTransaction,
     Unroutable,
@@ -61,6 +60,7 @@ class Transactions:
         parked: transaction that cannot go on here → why.
         where: the store, as its user named it.
         require_open: raises `BitActorError` unless the node takes work.
+        owner: this node's name in the store.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Transactions:
         parked: Mapping[str, str],
         where: str,
         require_open: Callable[[], None],
+        owner: Callable[[], str],
     ) -> None:
         self.queries: AsyncStoreQueries = supervisor.store
         """Who is asked about transactions: the store, and its reader once this is closed."""
@@ -80,6 +81,7 @@ class Transactions:
         self._parked = parked
         self._where = where
         self._require_open = require_open
+        self._owner = owner
         self._closed = False
         self._reopened: dict[str, LiveTransaction] = {}
         self.one_at_a_time = asyncio.Lock()
@@ -173,7 +175,7 @@ class Transactions:
         if running is not None:
             return running
         last = self._reopened.get(transaction)
-        return live if last is None or last.state.seq <= live.state.seq else last
+        return live if last is None or last.given_up or last.state.seq <= live.state.seq else last
 
     def reopened(self, transaction: str) -> LiveTransaction | None:
         """The transaction if it runs here, or went on here after it had settled; another process may have had it
@@ -182,17 +184,26 @@ class Transactions:
 
     def is_certain(self, live: LiveTransaction) -> bool:
         """Whether nobody but this process can let a transaction go on, or find out more; on any thread."""
-        over = live.settled and live.state.status in ("compensated", "cancelled")
-        given_up = live.failure is not None and not was_taken(live)
-        return over or self._closed or given_up or self.owns(live)
+        over = live.settled and live.failure is None
+        over = over and (self._closed or live.state.status in ("compensated", "cancelled"))
+        return over or (self.owns(live) and not self._supervisor.is_being_written(live))
+
+    def require_gone_on(self, live: LiveTransaction, now: LiveTransaction) -> None:
+        """Raise why a transaction was given up here, if it was, unless it has gone on since, here or elsewhere, as it
+        stands `now`; or all was kept."""
+        if live.given_up and not live.was_taken and not self.owns(now):
+            was_kept = now.settled and now.state.seq >= live.state.seq
+            if not was_kept and now.state.epoch <= live.state.epoch:
+                live.require_kept()
 
     def current(self, live: LiveTransaction, *, closely: bool = True) -> LiveTransaction:
         """The transaction as it stands now, also if it went on in another process since; as it is known, once this mesh
-        is closed, away from its loop, or where the store has nothing to say.
+        is closed, away from its loop, or where the store has nothing to say.  What was given up here is what the store
+        has of it.
 
         `closely`: with all that has happened, and not only in its status.
         """
-        if self.is_certain(self.known(live)) or not is_running(self._supervisor.loop):
+        if self.is_certain(self.known(live)) or not self._can_ask():
             return self.known(live)
         return at_once(self.latest(live, closely=closely, ask=self.at_once))
 
@@ -201,21 +212,32 @@ class Transactions:
     ) -> LiveTransaction:
         """`current`, for those that can wait for the store."""
         live = self.known(live)
-        if self.is_certain(live) or not is_running(self._supervisor.loop):
+        if self.is_certain(live) or not self._can_ask():
             return live
-        ask = ask or self.queries
+        ask, before = ask or self.queries, live
         transaction, status = live.state.transaction, live.state.status
-        with suppress(BitActorError, LookupError):
+        if self.owns(live):
+            if closely:
+                live = self._fold(transaction, await self.pulses(transaction, ask))
+                live.errors = before.errors
+            return live
+        with suppress(Exception if self._closed else BitActorError, LookupError):
             row = await ask.get(transaction)
             changed = row is not None and (
-                was_taken(live)
+                live.failure is not None
                 or row.status != status
                 or (closely and status != "completed" and len(await ask.pulses(transaction)) != live.state.seq)
             )
             if changed:
                 live = await self.load(transaction, ask)
+                if before.given_up and not self.owns(live):
+                    live.errors = before.errors
         known = self.known(live)  # it may have gone on here since the store was asked
         return known if known.failure is None else live
+
+    def _can_ask(self) -> bool:
+        """Whether the store answers here: on the mesh's loop, and on any thread once it is closed."""
+        return self._closed or is_running(self._supervisor.loop)
 
     async def wait_elsewhere(self, transaction: str) -> LiveTransaction:
         """The transaction that another process on the same store owns, once it has settled or is ours.
@@ -278,10 +300,10 @@ class Transactions:
         Raises:
             Unroutable: another process runs it, or only another release can undo it.
         """
-        ask = ask or self.queries
-        live = await self.latest(live, ask=ask)
-        if live.failure is not None and live.state.status == "running":
-            raise live.failure
+        ask, before = ask or self.queries, self.known(live)
+        live = await self.latest(live, closely=False, ask=ask)
+        if not live.settled:
+            self.require_gone_on(before, live)
         if live.settled and live.state.status == "halted":
             live, pulses = await self.as_it_stands(live, ask)
             if live.settled and live.state.status == "halted":
@@ -290,16 +312,19 @@ class Transactions:
             row = await ask.get(live.state.transaction)
             live = self.known(live)  # it may have been taken over meanwhile
             if not live.settled and not self.owns(live):
-                raise Unroutable(self.elsewhere(live.state.transaction, "" if row is None else row.owner))
+                raise self.not_here(live.state.transaction, "" if row is None else row.owner)
         if self.owns(live):
             self._supervisor.enqueue(live, CancelRequested(fault))
         return live
 
-    def elsewhere(self, transaction: str, owner: str, verb: str = "", what: str = "cancel it") -> str:
-        """Who runs a transaction that does not run here, and how that one is asked to change it."""
+    def not_here(self, transaction: str, owner: str, verb: str = "", what: str = "cancel it") -> BitActorError:
+        """Why a transaction cannot be changed here: it was given up, or who runs it, and how that one is asked."""
+        if owner == self._owner():
+            why = self._parked.get(transaction) or "it was given up, and goes on when its journal can be written"
+            return StoreError(f"transaction {transaction} does not run at the moment: {why}")
         who = f"node {owner}, another process" if owner else "another process"
         verb = verb or f"cancel {transaction}"
-        return (
+        return Unroutable(
             f"transaction {transaction} is run by {who} on {self._where}, and only that one can {what}: ask it "
             f"with `bitactor {verb}`, --http (its ingress) or --registry; or in its own code"
         )
@@ -314,7 +339,7 @@ class Transactions:
                 it on.
         """
         live, pulses = await self.as_it_stands(live, self.queries)
-        _require_status(live, ("halted", "stuck"), "a halted or stuck one can be resumed")
+        live.require_status(("halted", "stuck"), "a halted or stuck one can be resumed")
         self._reopen(live, pulses)
         data = next((pulse.data or {} for pulse in reversed(pulses) if pulse.kind == "halted"), {})
         left = data.get("left_ns")
@@ -331,7 +356,7 @@ class Transactions:
                 it.
         """
         live, pulses = await self.as_it_stands(live, self.queries)
-        _require_status(live, ("completed",), "a completed one can be undone, and only once")
+        live.require_status(("completed",), "a completed one can be undone, and only once")
         self._reopen(live, pulses)
         self._supervisor.enqueue(live, UndoRequested(fault))
         return live
@@ -359,7 +384,7 @@ class Transactions:
             pulses = await ask.pulses(transaction)
             self._require_open()
             known = self.known(live)
-            if (known is before and known.state.seq == seq) or not known.settled:
+            if (known is before and known.state.seq == seq) or not (known.settled or known.given_up):
                 break  # otherwise it has gone on here while the store was asked, which may have answered before
         if not pulses:
             raise self._lost(transaction)
@@ -378,13 +403,6 @@ class Transactions:
         self._reopened[transaction] = live
         if len(self._reopened) > KNOWN_REOPENED:
             del self._reopened[next(iter(self._reopened))]
-
-
-def _require_status(live: LiveTransaction, statuses: Sequence[str], only: str) -> None:
-    """Raise `InvalidInput` unless a transaction has settled so."""
-    if not live.settled or live.state.status not in statuses:
-        now = live.state.status if live.settled else "running"
-        raise InvalidInput(f"transaction {live.state.transaction} is {now}; only {only}")
 
 
 def at_once(answer: Coroutine[Any, Any, Value]) -> Value:
@@ -408,22 +426,6 @@ def _page_of(limit: Any) -> int:
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InvalidInput(f"limit={limit!r}: a whole number, at least 1")
     return min(limit, MOST_ROWS)
-
-
-def known_as(transaction: Any) -> str:
-    """The id, if a transaction can have it.
-
-    Raises:
-        UnknownTransaction: none can.
-    """
-    if not is_text(transaction):
-        raise UnknownTransaction(f"{shown(transaction)} is no transaction's id: 32 hex digits, a text")
-    return transaction  # type: ignore[no-any-return]
-
-
-def was_taken(live: LiveTransaction) -> bool:
-    """Whether a transaction was given up here because another process has it, which carries it on."""
-    return isinstance(live.failure, StaleOwner)
 
 
 def is_running(loop: asyncio.AbstractEventLoop) -> bool:

@@ -78,6 +78,8 @@ class Supervisor:
         self._unwritten = LogThrottle(logger)
         self._keys: dict[tuple[str, str], LiveTransaction] = {}
         self._events: deque[tuple[LiveTransaction, Any]] = deque()
+        self._being_written: deque[list[Order]] = deque()
+        """What the store has not answered yet; those it has answered since are empty."""
         self._scheduled = False
         self._turning = False
         self._refusals: tuple[Sequence[Refusal], BaseException | None] | None = None
@@ -91,6 +93,10 @@ class Supervisor:
     def keyed(self) -> int:
         """How many open transactions have an idempotency key."""
         return len(self._keys)
+
+    def is_being_written(self, live: LiveTransaction) -> bool:
+        """Whether what a transaction's state says need not be kept yet; on any thread."""
+        return any(order[0] is live for orders in list(self._being_written) for order in list(orders))
 
     # Coming in
 
@@ -118,9 +124,7 @@ class Supervisor:
         # Kept now, without waiting for the next turn; its commands are still obeyed there, outside of any task.
         state = live.state
         pulses, commands = live.saga.react(event, now_ns)
-        of = (
-            state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead, 0, False, (), 0
-        )  # fmt: skip
+        of = (state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead, 0, False, (), 0)
         write = _new(Write, of)
         self._refusals = None
         self.store.append((write,), self._note_refusals)
@@ -277,6 +281,10 @@ class Supervisor:
                 orders.append((live, pulses, commands, -1))
         if writes:
             self.store.append(writes, partial(self._appended, orders))
+            if orders:
+                while self._being_written and not self._being_written[0]:
+                    self._being_written.popleft()
+                self._being_written.append(orders)
         elif orders:
             self._appended(orders, (), None)
 
@@ -307,6 +315,7 @@ class Supervisor:
                 self._unwritten.log(logging.CRITICAL, self.clock.monotonic_ns(), text, error, len(orders))
             for live, pulses, *_ in orders:  # who stimulates is told, and may do so again and again
                 self._relinquish(live, error, expected=bool(pulses) and pulses[0].seq == 0, parks=False)
+            orders.clear()
             return
         refused = {refusal.index: refusal.error for refusal in refusals} if refusals else None
         for live, pulses, commands, index in orders:
@@ -314,6 +323,7 @@ class Supervisor:
                 self._relinquish(live, refused[index])
             else:
                 self._obey(live, pulses, commands, live.state.open)
+        orders.clear()
         if self._events and not self._turning:
             self._schedule()
 
@@ -383,7 +393,6 @@ class Supervisor:
             if parks:
                 self.park(live.state.transaction, error)
         was_running = not live.settled
-        live.settled = True
         live.failure = _failure_of(live, error)
         live.fail_resent(live.failure)
         live.disarm()

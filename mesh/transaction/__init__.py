@@ -8,6 +8,7 @@ from mesh.transaction.transaction import (
     pulses_of,
     standing_of,
     transaction_as_plain,
+    why_not_here,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "pulses_of",
     "standing_of",
     "transaction_as_plain",
+    "why_not_here",
 ]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from bitactor.errors import BitActorError, InvalidInput, StaleOwner, Unroutable
+from bitactor.errors import BitActorError, InvalidInput, StaleOwner, StoreError, Unroutable
 from bitactor.export.dead_letters import deaths_of, emission_again, letter_place
 from mesh.runtime.live import LiveTransaction
 from mesh.runtime.settled import Transactions
@@ -86,8 +86,8 @@ async def _send_all(transactions: Transactions, transaction: str, asked: Sequenc
                 raise InvalidInput(f"dead letter {one.letter} is being sent again at this moment")
             if row is not None and row.open and not transactions.owns(live):
                 verb = f"send-again {one.letter}"
-                raise Unroutable(transactions.elsewhere(transaction, row.owner, verb, "send it again"))
-        except (InvalidInput, Unroutable) as error:
+                raise transactions.not_here(transaction, row.owner, verb, "send it again")
+        except (InvalidInput, StoreError, Unroutable) as error:
             one.fail(error)
         else:
             sent[transactions.send_again(live, pulses, emission.id)] = one

@@ -21,7 +21,7 @@ from bitactor.plan.plan import Plan
 from bitactor.ports import AsyncStoreQueries
 from mesh.limits.pools import LENDER, lend_permits
 from mesh.runtime.live import LiveTransaction, TransactionLimits
-from mesh.runtime.settled import Transactions, at_once, was_taken
+from mesh.runtime.settled import Transactions, at_once
 
 KEPT_PULSES: Final = 1_000
 """Most pulses of a settled transaction that its handle keeps once they were read, for when the store is gone."""
@@ -92,13 +92,31 @@ class Transaction(Handle, Generic[R_co]):
 
     @override
     def _current(self, *, closely: bool = True) -> LiveTransaction:
-        self._live = self._transactions.current(self._live, closely=closely)
-        return self._live
+        return self._follow(self._transactions.current(self._live, closely=closely))
 
     async def _latest(self, *, closely: bool = True) -> LiveTransaction:
         """`_current`, for those that can wait for the store."""
-        self._live = await self._transactions.latest(self._live, closely=closely)
-        return self._live
+        return self._follow(await self._transactions.latest(self._live, closely=closely))
+
+    def _follow(self, live: LiveTransaction) -> LiveTransaction:
+        """Keep how the transaction stands; one that was given up here only once it has gone on, for who waits is told
+        why."""
+        known, was = self._look(), self._live
+        if self._transactions.owns(known):
+            self._live = known
+        elif not was.given_up or was.was_taken or live.settled or live.state.epoch > was.state.epoch:
+            self._live = live
+        return live
+
+    def _kept_state(self) -> LiveTransaction:
+        """`_current`, unless nothing that is kept can be said.
+
+        Raises:
+            StoreError: it was given up here, and the store cannot be asked.
+        """
+        live = self._current()
+        live.require_kept()
+        return live
 
     def _is_certain(self) -> bool:
         """Whether how it stands now is known without asking the store; on any thread."""
@@ -109,7 +127,7 @@ class Transaction(Handle, Generic[R_co]):
         `scopes` (itself, and nested workflows) are bounded and have a hop that runs or waits; how many callers are
         `waiting` for its end; whether it runs `here`, in this process.
         """
-        live = self._current()
+        live = self._current(closely=False)
         limits = live.limits or TransactionLimits()
         return {
             "transaction": self.id,
@@ -125,7 +143,7 @@ class Transaction(Handle, Generic[R_co]):
     def snapshot(self) -> dict[str, Any]:
         """The transaction's state in this process, for comparing with what its pulses say: `Saga.fold(tx.plan,
         tx.raw_pulses()).snapshot()`."""
-        return self._current().state.snapshot()
+        return self._kept_state().state.snapshot()
 
     async def result(self, timeout: float | None = None) -> R_co:
         """The value of the workflow's returning step, once the transaction has ended.
@@ -138,8 +156,6 @@ class Transaction(Handle, Generic[R_co]):
         """
         await self.ended(timeout)
         live = self._live
-        if live.failure is not None:
-            raise live.failure
         if live.state.status == "completed":
             value: R_co = _value_of(live)
             return value
@@ -156,28 +172,30 @@ class Transaction(Handle, Generic[R_co]):
 
         Raises:
             TimeoutError: it has not ended within `timeout` seconds; it goes on.
-            StoreError: nobody here can carry it on, or see how it ends.
+            StoreError: its journal could not be written, so that this process has given it up for now; or nobody here
+                can carry it on, or see how it ends.
             InvalidInput: `timeout` is no number.
         """
         if timeout is not None and (not isinstance(timeout, int | float) or timeout != timeout):
             raise InvalidInput(f"timeout={shown(timeout)}; give a number of seconds, or None")
         self._live = live = self._look()
-        if live.settled and (self._has_ended or live.state.status != "completed"):
-            live = await self._latest()
-        if not live.settled or was_taken(live):
+        if live.given_up or (live.settled and (self._has_ended or live.state.status != "completed")):
+            now = await self._latest()
+            self._transactions.require_gone_on(live, now)
+            live = now
+        if not live.settled:
             self._transactions.require_running(live.state.transaction)
             if timeout is None and LENDER.get() is None:
                 await self._wait_settled()
             else:
                 async with lend_permits(asyncio.get_running_loop()), asyncio.timeout(timeout):
                     await self._wait_settled()
-        if self._live.failure is not None and self._live.state.status == "running":
-            raise self._live.failure
+        self._live.require_kept()
         self._has_ended = True
         return _status_of(self._live)
 
     async def _wait_settled(self) -> None:
-        while True:
+        while not self._live.given_up or self._live.was_taken:
             if not self._transactions.owns(self._live):
                 self._live = await self._transactions.wait_elsewhere(self.id)
             live = self._live
@@ -190,26 +208,28 @@ class Transaction(Handle, Generic[R_co]):
             finally:
                 if not waiter.done() or waiter.cancelled():
                     live.waiters = [other for other in live.waiters if other is not waiter]
-            if not was_taken(live):
+            if not live.was_taken:
                 return
 
     def value(self) -> R_co:
         """The result of a completed transaction, without waiting; None of one that has none, or not yet."""
-        value: R_co = _value_of(self._current())
+        live = self._kept_state()
+        value: R_co = _value_of(live)
         return value
 
     def results(self) -> dict[str, Any]:
         """Step → value of every step that is done, also when the transaction fails; None for skipped steps."""
-        return {name: decode_token(token) for name, token in self._current().state.results().items()}
+        return {name: decode_token(token) for name, token in self._kept_state().state.results().items()}
 
     def progress(self) -> dict[str, Any]:
         """Step → data of its latest heartbeat, for the steps that run here now."""
-        actors = list(self._look().actors.values())
+        live = self._look()
+        actors = [] if live.given_up else list(live.actors.values())
         return {actor.step.name: actor.progress for actor in actors if actor.progress is not None}
 
     def errors(self) -> list[BaseException]:
         """The errors so far: the original one first, then those of compensation and undo."""
-        return self._errors_of(self._current())
+        return self._errors_of(self._kept_state())
 
     def _errors_of(self, live: LiveTransaction) -> list[BaseException]:
         found: list[BaseException] = []
@@ -220,7 +240,7 @@ class Transaction(Handle, Generic[R_co]):
 
     def faults(self) -> list[Fault]:
         """The errors so far, in the order of `errors`, as they were recorded."""
-        return [failed.fault for failed in self._current().state.errors]
+        return [failed.fault for failed in self._kept_state().state.errors]
 
     def pulses(self) -> list[Pulse]:
         """The pulses so far, with tokens as values."""
@@ -303,7 +323,7 @@ def _status_of(live: LiveTransaction) -> str:
 
 
 def _value_of(live: LiveTransaction) -> Any:
-    return decode_token(live.state.result())
+    return decode_token(live.state.result()) if live.settled else None
 
 
 def _asked_for(reason: Any, otherwise: str) -> Fault:
@@ -335,6 +355,12 @@ async def standing_of(transaction: Transaction) -> tuple[str, bool]:
     return _status_of(live), transaction._transactions.owns(live)
 
 
+async def why_not_here(transaction: Transaction) -> BitActorError:
+    """Why a transaction that runs, and not in this process, cannot be changed here."""
+    transactions = transaction._transactions
+    return transactions.not_here(transaction.id, (await transactions.row(transaction.id)).owner)
+
+
 async def pulses_of(transaction: Transaction) -> list[Pulse]:
     """`Transaction.pulses`, for those that can wait for the store."""
     return readable_pulses(transaction.plan, await transaction._journal())
@@ -344,6 +370,7 @@ async def transaction_as_plain(transaction: Transaction) -> dict[str, Any]:
     """How a transaction stands, with its result, its errors or why it halted, as they were recorded: the same whether
     it is looked at live or from the store."""
     live = await transaction._latest()
+    live.require_kept()
     status = _status_of(live)
     about: dict[str, Any] = {
         "transaction": transaction.id,
