@@ -19,7 +19,7 @@ import pytest
 from bitactor.messages.pulse import Pulse
 from bitactor.ports import Write
 from mesh.stores import SqliteReader, SqliteStore
-from mesh.stores.journal.takeover import archive_tails
+from mesh.stores.journal.takeover import Copies, archive_tails
 from mesh.stores.journal.verify import Fault
 from tests.amounts import LONG
 from tests.e2e.processes import PATIENCE, Process
@@ -205,7 +205,7 @@ def _until_stopped(pid: int) -> None:
 def _take_over(case: Case, heir: SqliteStore, somebody: sqlite3.Connection) -> None:
     """Through the port; or, where the lock is never given up in between, as the port does it."""
     if case.where == "lock":
-        archive_tails(somebody, "away")
+        archive_tails(somebody, "away", Copies())
         somebody.execute("UPDATE transactions SET owner = 'heir', epoch = epoch + 1 WHERE owner = 'away'")
         somebody.execute("UPDATE owners SET fenced = 'heir' WHERE owner = 'away'")
         somebody.execute("COMMIT")

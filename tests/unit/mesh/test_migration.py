@@ -241,7 +241,7 @@ def test_from_the_first_step_on_the_earlier_release_does_nothing_there(
         assert file.execute(form.LEASE, ("before",)).fetchone() == ("a later release",)
         with pytest.raises(sqlite3.OperationalError, match="no such table: pulses"):
             file.execute(form.INSERT, (None,) * 11)
-        with pytest.raises(sqlite3.OperationalError, match="has 15 columns but 12 values"):
+        with pytest.raises(sqlite3.OperationalError, match="has 17 columns but 12 values"):
             file.execute(form.TRANSACTION, (None,) * 12)
         with pytest.raises(sqlite3.IntegrityError):
             file.execute(form.REGISTER, ("old-2", 1, "", 1, 1))
