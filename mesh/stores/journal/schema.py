@@ -158,7 +158,7 @@ def _end_of_table(model: sqlite3.Connection, table: str) -> str:
 def _end_of_index(model: sqlite3.Connection, index: str, table: str, sql: str | None) -> str:
     """A query for its last entry."""
     keys = ", ".join(f"{name} DESC" for (name,) in model.execute(_KEYS, (index,)))
-    where = (sql or "").partition(" WHERE ")[2] or "1"
+    where = " ".join((sql or "").split()).partition(" WHERE ")[2] or "1"
     return f"SELECT 1 FROM {table} INDEXED BY {index} WHERE {where} ORDER BY {keys} LIMIT 1"
 
 
