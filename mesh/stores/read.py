@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -304,6 +305,7 @@ class SqliteReader(SqliteQueries):
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path).absolute())
         self._connection = connect_read_only(self._path, _PATIENCE)
+        self._file = self._path.stat()
         self._seen: tuple[str, int] = ("", 0)
 
     @property
@@ -315,10 +317,25 @@ class SqliteReader(SqliteQueries):
     def follow(self, cursor: str | None = None) -> Followed:
         version = self._version()
         if cursor and (cursor, version) == self._seen:
+            self._require_file()
             return Followed([], cursor, False)
         followed = super().follow(cursor)
+        if not followed.pulses:
+            self._require_file()
         self._seen = ("", 0) if followed.more else (followed.cursor, version)
         return followed
+
+    def _require_file(self) -> None:
+        """Raise `StoreError` if the file at the path is not the one that was opened: in that, nothing more comes."""
+        try:
+            gone = not os.path.samestat(self._path.stat(), self._file)
+        except OSError:
+            gone = True
+        if gone:
+            raise StoreError(
+                f"{self._path} was moved away, deleted or replaced since it was opened here; open a new reader, and "
+                "follow what is there now from its beginning, with the empty cursor, ''"
+            )
 
     def _version(self) -> int:
         """A number that changes with each commit of others."""
