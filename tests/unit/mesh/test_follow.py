@@ -53,6 +53,12 @@ def copy(path: Path, to: Path) -> None:
         file.execute("VACUUM INTO ?", (str(to),))
 
 
+def text(place: object) -> str:
+    """A place as the text of a cursor."""
+    packed: bytes = msgpack.packb(place)
+    return urlsafe_b64encode(packed).decode()
+
+
 def put_back(path: Path, backup: Path) -> None:
     for end in ("", "-wal", "-shm"):
         path.with_name(path.name + end).unlink(missing_ok=True)
@@ -110,11 +116,11 @@ def test_a_cursor_of_a_release_before_is_taken(path: Path) -> None:
     _, part, commits, *_ = msgpack.unpackb(urlsafe_b64decode(cursor), strict_map_key=False)
     old = [1, part, commits]
     names = keep(path, "two", ended=1)
-    assert set(names) <= followed(path, urlsafe_b64encode(msgpack.packb(old)).decode())[0]
+    assert set(names) <= followed(path, text(old))[0]
     [number] = commits
     for beyond in ([1, part + 9, commits], [1, part, {9: (9 << 40) + 3}], [1, part, {number: commits[number] + 900}]):
         with pytest.raises(InvalidInput, match="later state"):
-            followed(path, urlsafe_b64encode(msgpack.packb(beyond)).decode())
+            followed(path, text(beyond))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +134,7 @@ def test_a_cursor_of_a_release_before_is_taken(path: Path) -> None:
 def test_what_no_look_gave_is_no_cursor(path: Path, place: object) -> None:
     keep(path, "one", begun=1)
     with pytest.raises(InvalidInput, match="is none that a look at a journal gave"):
-        followed(path, urlsafe_b64encode(msgpack.packb(place)).decode())
+        followed(path, text(place))
 
 
 def test_damage_behind_a_follower_stops_it_not(path: Path) -> None:
