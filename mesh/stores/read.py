@@ -22,6 +22,7 @@ from mesh.stores.journal.blobs import read_blob
 from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
 from mesh.stores.journal.frames import Frame, frames_in, pulses_of, why_of
 from mesh.stores.journal.inbox import arrived_messages, due_transactions, unread_messages
+from mesh.stores.journal.schema import newest_version, require_journal
 from mesh.stores.journal.tail import one_moment, read_frames, read_piece
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from mesh.stores.journal.words import Words
@@ -375,9 +376,22 @@ class SqliteReader(SqliteQueries):
                 raise _damaged(transaction, error) from error
 
     def damage(self) -> list[str]:
-        """What SQLite finds to be wrong with the file, the first few; reads all of it."""
-        lines = self._rows("PRAGMA integrity_check(5)")
-        return [str(line) for (line,) in lines if line != "ok"]
+        """What SQLite finds to be wrong with the file, the first few, and what is not as a journal has it in its tables
+        and indexes; reads all of it."""
+        lines = [str(line) for (line,) in self._rows("PRAGMA integrity_check(5)") if line != "ok"]
+        try:
+            self._read(self._require_journal)
+        except StoreError as error:
+            lines.append(str(error).removeprefix(f"{self._path}: "))
+        return lines
+
+    def _require_journal(self, connection: sqlite3.Connection) -> None:
+        kept = connection.text_factory
+        try:
+            with one_moment(connection):
+                require_journal(connection, self._path, newest_version())
+        finally:
+            connection.text_factory = kept
 
     def verify(self, transaction: str | None = None) -> Iterator[Fault | Progress]:
         """Whether what is kept is what was written: the first fault of each transaction, or of this one, and how far

@@ -154,3 +154,49 @@ def test_an_id_that_is_not_there(store: SqliteStore, path: Path, capsys: pytest.
     for asked in ("f" * 32, "abc"):
         code, _, err = said(capsys, path, asked)
         assert code == 1 and "no transaction" in err
+
+
+@pytest.mark.parametrize("table", ["numbers", "owners", "words", "archive", "blobs", "inbox", "log"])
+def test_a_table_that_is_missing(
+    store: SqliteStore, path: Path, table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the look itself needs of it."""
+    keep(store, first(fresh()))
+    store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute(f"DROP TABLE {table}")
+    code, out, err = said(capsys, path)
+    assert code == 1 and f"the journal: the file is damaged: table {table} is missing" in out
+    assert "put a sound copy there" in err
+    assert main(["doctor", "--store", f"sqlite:///{path}"]) == 1
+    assert f"table {table} is missing" in capsys.readouterr().out
+
+
+def test_an_index_that_is_not_as_its_table(store: SqliteStore, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As SQLite says it; of transactions that are asked for by id, nothing of it."""
+    name = fresh()
+    keep(store, first(name), first(fresh()))
+    store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        ((page,),) = file.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'transactions_by_status'").fetchall()
+        ((size,),) = file.execute("PRAGMA page_size").fetchall()
+        file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as raw:
+        raw.seek((page - 1) * size)
+        data = raw.read(size)
+        raw.seek((page - 1) * size)
+        raw.write(data.replace(b"running", b"runnyng"))
+    code, out, err = said(capsys, path)
+    assert code == 1 and "the journal: the file is damaged: row 1 missing from index transactions_by_status" in out
+    assert "sqlite3 FILE .recover" in err
+    assert said(capsys, path, name)[0] == 0
+
+
+def test_a_last_number_that_is_missing(store: SqliteStore, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(store, first(fresh()))
+    store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("UPDATE numbers SET last = 0")
+        assert "a number would be given again" in said(capsys, path)[1]
+        file.execute("DELETE FROM numbers")
+        assert "the number of the last owner, in the table numbers, is None" in said(capsys, path)[1]
