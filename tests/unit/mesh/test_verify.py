@@ -200,3 +200,34 @@ def test_a_last_number_that_is_missing(store: SqliteStore, path: Path, capsys: p
         assert "a number would be given again" in said(capsys, path)[1]
         file.execute("DELETE FROM numbers")
         assert "the number of the last owner, in the table numbers, is None" in said(capsys, path)[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["open = 0", "open = 0, status = 'completed'", "owner = 'nobody'", "owner = 'nobody', open = 0, status = 'halted'"],
+)
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_log_stays_while_a_transaction_begins_there(path: Path, change: str, is_damaged: bool) -> None:
+    """Whatever its row says of whether it is open, and of whose it is; also if another row of that log is damaged."""
+    hurt, other, ended = fresh(), fresh(), fresh()
+    store = SqliteStore(path, notify=lambda call: None)
+    store.open("one")
+    keep(store, first(ended))
+    keep(store, last(ended, 2))
+    keep(store, first(other))
+    keep(store, first(hurt))
+    if change.startswith("open"):  # else it is closed in peace, and who comes has only what is open
+        store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute(f"UPDATE transactions SET {change} WHERE transaction_id = ?", (hurt,))
+        file.execute("UPDATE owners SET expires_ns = 0")
+        if is_damaged:
+            file.execute("UPDATE log SET body = x'00' WHERE id = (SELECT min(id) FROM log)")
+        for name in ("two", "three"):
+            store = SqliteStore(path, notify=lambda call: None)
+            store.open(name)
+            at_once(store.claim())
+            store.close()
+        with SqliteReader(path) as reader:
+            assert [pulse.seq for pulse in reader.pulses(hurt)] == [0, 1]
+            assert [pulse.seq for pulse in reader.pulses(other)] == [0, 1]
