@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bitactor.ports import Write
 from mesh.cli import main
 from mesh.runtime.settled import at_once
 from mesh.stores import SqliteReader, SqliteStore
@@ -17,7 +18,7 @@ from mesh.stores.journal.parts import log_body
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from tests.e2e.test_damage import DAMAGES
 from tests.journal_damage import flip
-from tests.store_writes import Told, first, fresh, hop, last
+from tests.store_writes import Told, first, fresh, hop, last, pulse
 
 
 @pytest.fixture
@@ -231,3 +232,61 @@ def test_a_log_stays_while_a_transaction_begins_there(path: Path, change: str, i
         with SqliteReader(path) as reader:
             assert [pulse.seq for pulse in reader.pulses(hurt)] == [0, 1]
             assert [pulse.seq for pulse in reader.pulses(other)] == [0, 1]
+
+
+def begun(name: str) -> Write:
+    """The first write of a transaction as a saga makes it: its own pulses are without a step."""
+    data = {"key": f"pay-{name[-3:]}", "parent": "f" * 32}
+    return Write(
+        name, 0, (pulse(name, 0, "accepted", step="", data=data), pulse(name, 1)), "running", True, data["key"]
+    )
+
+
+def over(name: str, kind: str, status: str, seq: int = 2, *, open: bool = False) -> Write:
+    data = {"status": status} if kind in ("finished", "halted") else {}
+    return Write(name, 0, (pulse(name, seq, kind, step="", data=data),), status, open)
+
+
+CHANGES = {
+    "key = 'pay-0'": "key 'pay-0', and its pulses 'pay-",
+    "key = CAST(x'ff' AS TEXT)": "key",
+    "parent = ''": "parent '', and its pulses 'ffff",
+    "status = 'compensated'": "status 'compensated', and its pulses",
+    "status = 'nonsense'": "status 'nonsense'",
+    "created_ns = 7": "created_ns 7, and its pulses 1000",
+    "epoch = 'x'": "epoch 'x', which no node writes",
+    "updated_ns = x'00'": "updated_ns",
+    "dead = 4": "dead 4",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_row_that_is_not_as_its_pulses(store: SqliteStore, path: Path, change: str) -> None:
+    """Of one that runs, that halted, that ended, and that was resumed; each alone and among all."""
+    names = sorted(fresh() for _ in range(4))
+    keep(store, *map(begun, names))
+    keep(store, over(names[1], "halted", "halted"))
+    keep(store, over(names[2], "finished", "completed"))
+    keep(store, over(names[3], "finished", "stuck"))
+    keep(store, over(names[3], "resumed", "running", 3, open=True))
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        assert not [found for found in Verification(file).walk() if isinstance(found, Fault)]
+        for name in names:
+            file.execute("BEGIN")
+            file.execute(f"UPDATE transactions SET {change} WHERE transaction_id = ?", (name,))
+            [fault] = [found for found in Verification(file).walk() if isinstance(found, Fault)]
+            assert [found for found in Verification(file).look(name) if isinstance(found, Fault)] == [fault]
+            assert f"the row of transaction {name} says {CHANGES[change]}" in fault.why
+            assert not fault.transaction and not fault.wanted
+            file.execute("ROLLBACK")
+
+
+def test_one_that_runs_is_open(store: SqliteStore, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = fresh()
+    keep(store, begun(name))
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("UPDATE transactions SET open = 0")
+        code, out, _ = said(capsys, path)
+        assert code == 1 and f"transaction {name} says open 0, and its pulses that something is left to do" in out
+        file.execute("UPDATE transactions SET status = 'completed'")
+        assert "says status 'completed', and its pulses 'running'" in said(capsys, path)[1]
