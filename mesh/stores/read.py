@@ -15,7 +15,6 @@ from typing_extensions import override
 
 from bitactor.errors import DamagedJournal, StoreError
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.values import named_text
 from bitactor.ports import Arrived, Due, Followed, Message, StoreQueries, TransactionRow
 from mesh.stores.database import connect_read_only, retry_while_busy, store_error
 from mesh.stores.journal.blobs import read_blob
@@ -186,9 +185,7 @@ class SqliteQueries(StoreQueries):
                 pulses += self._pulses_of(frame, data, root, workflow, self._blob)
             except Exception as error:  # of bytes that are not what was written, anything
                 if self.get(name) is not None:
-                    _log.error(
-                        "%s: pulses of transaction %s cannot be followed: %s", self._path, name, named_text(error)
-                    )
+                    _log.error("%s: pulses of transaction %s cannot be followed: %s", self._path, name, why_of(error))
         return Followed(pulses, cursor_of(place), more)
 
     def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str, blob: ReadBlob) -> Pulses:

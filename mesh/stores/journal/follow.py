@@ -160,6 +160,8 @@ def look(connection: sqlite3.Connection, place: Place) -> tuple[list[Found], Pla
     logs = list(_logs(connection))
     _require_here(connection, place, newest, logs)
     whole = {number for number, first, _ in logs if first <= max(place.commits.get(number, 0), _row(number, 0)) + 1}
+    if newest > place.part:  # of a log with a damaged row, the archive may have what was there
+        whole = {number for number in whole if not _is_damaged(connection, place, number)}
     parts: list[Found] = []
     reached = place.part
     if newest > reached:
@@ -217,6 +219,16 @@ def _read_logs(
             if size > _BYTES_A_LOOK:
                 break
     return found, commits, any(commits[number] < last for number, _, last in logs)
+
+
+def _is_damaged(connection: sqlite3.Connection, place: Place, number: int) -> bool:
+    """Whether a row of a log behind `place` is not what was written there."""
+    before = place.commits.get(number, _row(number, 0))
+    rows = connection.execute(
+        "SELECT id, CAST(body AS BLOB) FROM log WHERE id > ? AND id < ?", (before, end_of_log(before))
+    )
+    with closing(rows):
+        return not all(is_sound(row, body) for row, body in rows)
 
 
 def _skip(what: str, error: Exception) -> None:

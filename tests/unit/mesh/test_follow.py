@@ -155,3 +155,20 @@ def test_a_newest_row_at_another_id_is_still_there(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as file:
         file.execute("UPDATE log SET id = id + (1 << 20) WHERE id = (SELECT max(id) FROM log)")
     assert followed(path, cursor)[0] == set()
+
+
+def test_what_a_damaged_row_had_comes_from_the_archive(path: Path) -> None:
+    names = keep(path, "one", ended=3, begun=1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("UPDATE log SET body = x'00' WHERE id = (SELECT min(id) FROM log)")
+        assert followed(path)[0] == set(names)
+        file.execute("UPDATE log SET body = x'00'")
+        assert followed(path)[0] == set(names[:3])
+
+
+def test_a_damaged_word_is_named_in_words(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keep(path, "one", ended=3)
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("UPDATE words SET body = x'00'")
+    followed(path)
+    assert "it uses word" in caplog.text and "which is damaged or missing" in caplog.text
