@@ -74,9 +74,8 @@ async def verify(*transactions: str, store: Store = "", json: Json = False) -> i
         for fault in faults:
             out().print(Text(printable(_line(store, fault))), soft_wrap=True)
         hurt = sum(1 for fault in faults if fault.transaction)
-        print_error(
-            f"{store}: {hurt} of {seen} transactions cannot be read", _TODO_FILE if damage else _TODO if hurt else ""
-        )
+        why = f"{hurt} of {seen} transactions cannot be read" if hurt else "not all of it is as it was written"
+        print_error(f"{store}: {why}", _TODO_FILE if damage else _TODO if hurt else "")
     else:
         print(f"{seen} transactions, {pulses} pulses: sound")
     return FAILED if faults else OK
