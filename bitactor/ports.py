@@ -235,7 +235,9 @@ class StoreQueries(Protocol):
         the follower was away for long.
 
         Raises:
-            InvalidInput: that is no cursor.
+            InvalidInput: that is no cursor, or one of another journal or of a later state of this one, as when an older
+                one was put back: begin with an empty one.
+            StoreError: what is followed is there no more.
         """
 
 

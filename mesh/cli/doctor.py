@@ -204,7 +204,7 @@ def _store(store: str) -> list[Check]:
                 found += _kept(reader, store)
             return found
     except (BitActorError, OSError) as error:
-        missing = isinstance(error, StoreError) and "no such" in str(error).lower()
+        missing = isinstance(error, StoreError) and "no such file" in str(error)
         early = "of an earlier release" in str(error)  # says itself what to do
         return [
             Check(
@@ -234,7 +234,12 @@ def _kept(reader: work.SqliteReader, store: str) -> Iterator[Check]:
             f"{reader.path} is damaged: {'; '.join(damage)}",
             "stop the nodes that use it, copy it aside, and restore a sound copy, or try `sqlite3 FILE .recover`",
         )
-    faults = [found for found in reader.verify() if isinstance(found, work.Fault)]
+    try:
+        faults = [found for found in reader.verify() if isinstance(found, work.Fault)]
+    except StoreError:
+        if not damage:
+            raise
+        return
     hurt = [fault for fault in faults if fault.transaction]
     if hurt:
         named = "; ".join(f"{one.transaction}: {one.why}" for one in hurt[:_FEW_NAMES])

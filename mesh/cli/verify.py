@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Final
 
 from rich.text import Text
 
+from bitactor.errors import StoreError
 from mesh.cli import work
 from mesh.cli.exits import FAILED, OK, UsageError
 from mesh.cli.options import Json, Store
@@ -25,6 +27,11 @@ _TODO_IF_ALL_CAN_BE_READ: Final = (
     "nothing that can be read is wrong, and nodes go on; but something wrote over it: look at the disk, and, once the "
     "nodes are stopped, put a sound copy there (without -wal and -shm)"
 )
+_TODO_FILE: Final = (
+    "stop the nodes that use it, copy it aside, and put a sound copy there (without -wal and -shm), or try "
+    "`sqlite3 FILE .recover`"
+)
+_DAMAGED: Final = "the file is damaged: "
 _SHOW_AFTER: Final = 0.5
 _SHOW_EVERY: Final = 0.2
 
@@ -33,8 +40,8 @@ async def verify(*transactions: str, store: Store = "", json: Json = False) -> i
     """Walk through a journal: is all that it keeps what was written, and can each pulse be read?
 
     Reads only, also while nodes write. Checksums, and the chain in which each write names the one before, show what was
-    altered, is missing or out of order. Exit code 1 if something is; 'bitactor doctor --store' looks at the file's own
-    structure too.
+    altered, is missing or out of order. Without ids it also has SQLite check the file itself, and looks whether all
+    tables and indexes are there. Exit code 1 if something is not as it was written.
 
     Example: bitactor verify --store sqlite:///pulses.db
 
@@ -55,7 +62,8 @@ async def verify(*transactions: str, store: Store = "", json: Json = False) -> i
             if reader.get(transaction) is None:
                 raise unknown(transaction, store)
         looks = [reader.verify(transaction) for transaction in dict.fromkeys(wanted)] or [reader.verify()]
-        faults, seen, pulses = await _look(looks)
+        damage = [] if wanted else [work.Fault("", -1, f"{_DAMAGED}{line}", False) for line in reader.damage()]
+        faults, seen, pulses = await _look(looks, damage)
     if json:
         print_document(
             {
@@ -71,21 +79,25 @@ async def verify(*transactions: str, store: Store = "", json: Json = False) -> i
             out().print(Text(printable(_line(store, fault))), soft_wrap=True)
         hurt = sum(1 for fault in faults if fault.transaction)
         if hurt:
-            print_error(f"{store}: {hurt} of {seen} transactions cannot be read", _TODO)
+            print_error(f"{store}: {hurt} of {seen} transactions cannot be read", _TODO_FILE if damage else _TODO)
         else:
             text = f"{store}: not as it was written in {len(faults)} places, which none of {seen} transactions needs"
-            print_error(text, _TODO_IF_ALL_CAN_BE_READ)
+            print_error(text, _TODO_FILE if damage else _TODO_IF_ALL_CAN_BE_READ)
     else:
         print(f"{seen} transactions, {pulses} pulses: sound")
     return FAILED if faults else OK
 
 
-async def _look(looks: Iterable[Iterable[work.Fault | work.Progress]]) -> tuple[list[work.Fault], int, int]:
-    """The faults that these looks find, and of how many transactions and pulses; on a terminal it shows how far it
-    is."""
-    faults: list[work.Fault] = []
+async def _look(
+    looks: Iterable[Iterable[work.Fault | work.Progress]], damage: Sequence[work.Fault]
+) -> tuple[list[work.Fault], int, int]:
+    """The faults that these looks find, behind what is wrong with the file itself, and of how many transactions and
+    pulses; on a terminal it shows how far it is."""
+    faults = list(damage)
     seen, pulses = 0, 0
     with ExitStack() as shown:
+        if damage:  # which may end a look
+            shown.push(partial(_note, faults))
         status = None
         due = time.monotonic() + _SHOW_AFTER
         for look in looks:
@@ -104,6 +116,14 @@ async def _look(looks: Iterable[Iterable[work.Fault | work.Progress]]) -> tuple[
                 if status is not None:
                     status.update(f"{seen} transactions, {pulses} pulses")
     return faults, seen, pulses
+
+
+def _note(faults: list[work.Fault], _: object, error: BaseException | None, *rest: object) -> bool:
+    """Take what ended a look for one more fault."""
+    if not isinstance(error, StoreError):
+        return False
+    faults.append(work.Fault("", -1, f"the look ended there: {error}", False))
+    return True
 
 
 def _line(store: str, fault: work.Fault) -> str:

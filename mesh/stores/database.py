@@ -67,7 +67,7 @@ def connect_read_only(path: Path, timeout: float) -> sqlite3.Connection:
                 f"{path} is of an earlier release, and not brought into the form of this one yet; stop the nodes of "
                 f"that release, then run `bitactor migrate --store sqlite:///{path}`, or start a node of this one"
             )
-        connection.execute("SELECT owner FROM owners LIMIT 1").fetchone()
+        connection.execute("SELECT transaction_id FROM transactions LIMIT 1").fetchone()
     except sqlite3.Error as error:
         connection.close()
         raise store_error(error, path, reading=True) from error

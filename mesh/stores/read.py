@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
@@ -14,13 +15,13 @@ from typing_extensions import override
 
 from bitactor.errors import DamagedJournal, StoreError
 from bitactor.messages.pulse import Pulse
-from bitactor.messages.values import named_text
 from bitactor.ports import Arrived, Due, Followed, Message, StoreQueries, TransactionRow
 from mesh.stores.database import connect_read_only, sleep_through, store_error, tries
 from mesh.stores.journal.blobs import read_blob
 from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
 from mesh.stores.journal.frames import Frame, frames_in, pulses_of, why_of
 from mesh.stores.journal.inbox import arrived_messages, due_transactions, unread_messages
+from mesh.stores.journal.schema import newest_version, require_journal
 from mesh.stores.journal.tail import one_moment, read_frames, read_piece
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from mesh.stores.journal.words import Words
@@ -188,9 +189,7 @@ class SqliteQueries(StoreQueries):
                 pulses += self._pulses_of(frame, data, root, workflow, self._blob)
             except Exception as error:  # of bytes that are not what was written, anything
                 if self.get(name) is not None:
-                    _log.error(
-                        "%s: pulses of transaction %s cannot be followed: %s", self._path, name, named_text(error)
-                    )
+                    _log.error("%s: pulses of transaction %s cannot be followed: %s", self._path, name, why_of(error))
         return Followed(pulses, cursor_of(place), more)
 
     def _pulses_of(self, frame: Frame, data: bytes, root: str, workflow: str, blob: ReadBlob) -> Pulses:
@@ -318,6 +317,7 @@ class SqliteReader(SqliteQueries):
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path).absolute())
         self._connection = connect_read_only(self._path, _PATIENCE)
+        self._file = self._path.stat()
         self._seen: tuple[str, int] = ("", 0)
 
     @property
@@ -329,10 +329,25 @@ class SqliteReader(SqliteQueries):
     def follow(self, cursor: str | None = None) -> Followed:
         version = self._version()
         if cursor and (cursor, version) == self._seen:
+            self._require_file()
             return Followed([], cursor, False)
         followed = super().follow(cursor)
+        if not followed.pulses:
+            self._require_file()
         self._seen = ("", 0) if followed.more else (followed.cursor, version)
         return followed
+
+    def _require_file(self) -> None:
+        """Raise `StoreError` if the file at the path is not the one that was opened: in that, nothing more comes."""
+        try:
+            gone = not os.path.samestat(self._path.stat(), self._file)
+        except OSError:
+            gone = True
+        if gone:
+            raise StoreError(
+                f"{self._path} was moved away, deleted or replaced since it was opened here; open a new reader, and "
+                "follow what is there now from its beginning, with the empty cursor, ''"
+            )
 
     def _version(self) -> int:
         """A number that changes with each commit of others."""
@@ -372,9 +387,22 @@ class SqliteReader(SqliteQueries):
                 raise _damaged(transaction, error) from error
 
     def damage(self) -> list[str]:
-        """What SQLite finds to be wrong with the file, the first few; reads all of it."""
-        lines = self._rows("PRAGMA integrity_check(5)")
-        return [str(line) for (line,) in lines if line != "ok"]
+        """What SQLite finds to be wrong with the file, the first few, and what is not as a journal has it in its tables
+        and indexes; reads all of it."""
+        lines = [str(line) for (line,) in self._rows("PRAGMA integrity_check(5)") if line != "ok"]
+        try:
+            self._read(self._require_journal)
+        except StoreError as error:
+            lines.append(str(error).removeprefix(f"{self._path}: "))
+        return lines
+
+    def _require_journal(self, connection: sqlite3.Connection) -> None:
+        kept = connection.text_factory
+        try:
+            with one_moment(connection):
+                require_journal(connection, self._path, newest_version())
+        finally:
+            connection.text_factory = kept
 
     def verify(self, transaction: str | None = None) -> Iterator[Fault | Progress]:
         """Whether what is kept is what was written: the first fault of each transaction, or of this one, and how far

@@ -47,6 +47,11 @@ def frames_of_log(row: int, body: bytes) -> bytes:
     return frames
 
 
+def mark_of_log(row: int, body: bytes) -> bytes:
+    """The checksum of a row of the log; empty if it is damaged."""
+    return body[-_CHECK_BYTES:] if is_sound(row, body) else b""
+
+
 def is_sound(row: int, body: bytes) -> bool:
     """Whether this is what a row of the log keeps that was written under the id `row`."""
     try:
@@ -91,14 +96,20 @@ def frames_of_part(transaction: bytes, seq: int, next_seq: int, row: int, body: 
     Raises:
         StoreError: it is damaged, or what it was to keep could not be read.
     """
-    check, content = body[:_CHECK_BYTES], body[_CHECK_BYTES:]
-    if check != _check(b"%b%d,%d,%d" % (transaction, seq, next_seq, row), zlib.crc32(content)):
+    content = body[_CHECK_BYTES:]
+    if not mark_of_part(transaction, seq, next_seq, row, body):
         raise StoreError(f"its part of the archive from pulse {seq} to {next_seq} is damaged")
     if content[:1] == _RAW:
         return content[1:]
     if content[:1] == _UNREADABLE:
         raise StoreError(content[1:].decode())
     return zlib.decompress(content[1:], -15)
+
+
+def mark_of_part(transaction: bytes, seq: int, next_seq: int, row: int, body: bytes) -> bytes:
+    """The checksum of a part of the archive; empty if it is damaged."""
+    check, content = body[:_CHECK_BYTES], body[_CHECK_BYTES:]
+    return check if check == _check(b"%b%d,%d,%d" % (transaction, seq, next_seq, row), zlib.crc32(content)) else b""
 
 
 def _check(content: bytes, seed: int) -> bytes:

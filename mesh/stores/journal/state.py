@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
 
 from bitactor.errors import DuplicateTransaction, InboxChanged, StaleOwner, StoreError
+from bitactor.messages.pulse import ACCEPTED, FAILED, FINISHED, HALTED, RESUMED, RUNNING, Pulse
 from bitactor.ports import Write
 from mesh.stores.journal.tail import Tail
 
@@ -130,3 +132,63 @@ def new_transaction_row(write: Write, owner: str, log_from: int, receives: bool)
         write.open, owner, write.epoch, accepted.at_ns, write.pulses[-1].at_ns, write.dead,
         log_from, write.due_ns, receives,
     )  # fmt: skip
+
+
+TOLD_COLUMNS: Final = (
+    "CAST(key AS BLOB), CAST(parent AS BLOB), CAST(status AS BLOB), created_ns, open, epoch, updated_ns, dead"
+)
+
+
+class Told:
+    """What the pulses of a transaction tell of its row."""
+
+    __slots__ = ("created_ns", "key", "parent", "status")
+
+    def __init__(self) -> None:
+        self.status = ""
+        """Empty: they do not tell it."""
+        self.key = self.parent = ""
+        self.created_ns = 0
+
+    def take(self, pulses: Iterable[Pulse]) -> None:
+        """Take its next pulses; those of the transaction itself are without a step."""
+        for pulse in pulses:
+            if not pulse.step:
+                self._take(pulse, pulse.data or {})
+
+    def _take(self, pulse: Pulse, data: Any) -> None:
+        kind = pulse.kind
+        if kind == ACCEPTED and not pulse.seq:
+            self.key, self.parent, self.created_ns = data.get("key", ""), data.get("parent", ""), pulse.at_ns
+            self.status = RUNNING
+        elif not self.status:
+            return
+        elif kind == FINISHED:
+            self.status = data.get("status", "")
+        elif kind == HALTED:
+            self.status = HALTED
+        elif kind == FAILED or (kind == RESUMED and "epoch" not in data):  # with an epoch it says who took it over
+            self.status = RUNNING
+
+    def contradiction(self, row: tuple[Any, ...]) -> str:
+        """What a row, as `TOLD_COLUMNS` has it, says otherwise; empty: nothing."""
+        if not self.status:
+            return ""
+        key, parent, status, created_ns, is_open, *numbers = row
+        for name, said, told in (
+            ("key", key, self.key), ("parent", parent, self.parent), ("status", status, self.status),
+        ):  # fmt: skip
+            if said != told.encode("utf-8", "surrogatepass"):
+                return f"{name} {_text(said)!r}, and its pulses {told!r}"
+        if created_ns != self.created_ns:
+            return f"created_ns {created_ns!r}, and its pulses {self.created_ns}"
+        if self.status == RUNNING and is_open == 0:
+            return "open 0, and its pulses that something is left to do"
+        for name, number in zip(("epoch", "updated_ns", "dead"), numbers, strict=True):
+            if type(number) is not int or number < 0 or (name == "dead" and number > 1):
+                return f"{name} {number!r}, which no node writes"
+        return ""
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("utf-8", "backslashreplace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 from collections.abc import Iterable
@@ -9,8 +10,8 @@ from itertools import groupby
 from typing import Final
 
 from bitactor.errors import StoreError
-from mesh.stores.journal.frames import GENESIS, Digest
-from mesh.stores.journal.parts import COMMIT_BITS, end_of_log, part_body
+from mesh.stores.journal.frames import GENESIS, Digest, frames_in
+from mesh.stores.journal.parts import COMMIT_BITS, end_of_log, frames_of_log, part_body
 from mesh.stores.journal.schema import MOST_OWNERS
 from mesh.stores.journal.tail import Tail, id_bytes, tails_in_log
 
@@ -28,6 +29,13 @@ _NUMBER: Final = (
 )
 _NEEDED: Final = "SELECT 1 FROM transactions WHERE owner = ? AND open = 1 AND log_from IS NOT NULL LIMIT 1"
 _OF_ANOTHER: Final = "SELECT 1 FROM owners WHERE number = ? AND owner <> ? AND fenced = ''"
+_LOG: Final = "SELECT id, CAST(body AS BLOB) FROM log WHERE id >= ? AND id < ? ORDER BY id"
+_ONE_FROM: Final = (  # in this order, for there may be very many transactions
+    "SELECT 1 FROM json_each(?) AS name CROSS JOIN transactions ON transaction_id = name.value"
+    " WHERE log_from >= ? AND log_from < ? LIMIT 1"
+)
+_ANY_FROM: Final = "SELECT 1 FROM transactions WHERE log_from >= ? AND log_from < ? LIMIT 1"
+"""Looks at all of them, once the log is damaged."""
 _Open = tuple[str, int, int, Digest | None]
 _OPEN: Final = (
     "SELECT transaction_id, log_from, coalesce((SELECT max(next_seq) FROM archive"
@@ -73,8 +81,7 @@ def archive_tails(connection: sqlite3.Connection, owner: str, copies: Copies) ->
 
 
 def delete_log(connection: sqlite3.Connection, owner: str) -> None:
-    """Delete the log of an owner that writes no more, if nothing of what it has open is only there; inside a database
-    transaction."""
+    """Delete the log of an owner that writes no more, if nothing is only there; inside a database transaction."""
     _delete(connection, owner, set())
 
 
@@ -84,8 +91,28 @@ def _delete(connection: sqlite3.Connection, owner: str, numbers: set[int]) -> No
     if connection.execute(_NEEDED, (owner,)).fetchone() is None:
         own = connection.execute(_NUMBER, (owner,)).fetchall()
         for number in numbers.union(*own):
-            if connection.execute(_OF_ANOTHER, (number, owner)).fetchone() is None:  # else a row of `owners` is damaged
-                connection.execute(_DELETE, (number << COMMIT_BITS, end_of_log(number << COMMIT_BITS)))
+            bounds = (number << COMMIT_BITS, end_of_log(number << COMMIT_BITS))
+            if connection.execute(_OF_ANOTHER, (number, owner)).fetchone() is not None:
+                continue  # a row of `owners` is damaged
+            if _is_needed(connection, bounds):
+                _log.error(
+                    "the log of owner %r stays, for a transaction has pulses only there, though its row says that it is"
+                    " not open, or another's: the file is damaged; `bitactor verify` names it", owner,
+                )  # fmt: skip
+                continue
+            connection.execute(_DELETE, bounds)
+
+
+def _is_needed(connection: sqlite3.Connection, bounds: tuple[int, int]) -> bool:
+    """Whether a transaction that has frames in this part of the log says that it begins there, whatever else its row
+    says of it."""
+    names: set[str] = set()
+    for row, body in connection.execute(_LOG, bounds):
+        try:
+            names.update(frame.transaction.hex() for frame in frames_in(frames_of_log(row, body)))
+        except StoreError:  # whose it was is not known
+            return connection.execute(_ANY_FROM, bounds).fetchone() is not None
+    return connection.execute(_ONE_FROM, (json.dumps([*names]), *bounds)).fetchone() is not None
 
 
 def _archive(connection: sqlite3.Connection, owner: str, number: int, group: Iterable[_Open], copies: Copies) -> None:

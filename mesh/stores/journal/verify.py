@@ -17,6 +17,7 @@ from bitactor.errors import StoreError
 from mesh.stores.journal.blobs import read_blob
 from mesh.stores.journal.frames import GENESIS, Digest, Frame, Word, digest_of, frames_in, pulses_of, why_of
 from mesh.stores.journal.parts import COMMIT_BITS, end_of_log, frames_of_log, frames_of_part, home_of_log
+from mesh.stores.journal.state import TOLD_COLUMNS, Told
 from mesh.stores.journal.tail import DamagedTail, Tail, id_bytes, one_moment, tails_in_log
 from mesh.stores.journal.words import read_word
 
@@ -32,11 +33,12 @@ _OWNERS: Final = "those that need it are named"
 # Texts as bytes, for what is damaged may be none.
 _TRANSACTIONS: Final = (
     "SELECT CAST(transaction_id AS BLOB), log_from, head, CAST(root AS BLOB), CAST(workflow AS BLOB), open,"
-    " CAST(digest AS BLOB) FROM transactions WHERE transaction_id > CAST(? AS TEXT) ORDER BY transaction_id LIMIT ?"
+    f" CAST(digest AS BLOB), {TOLD_COLUMNS} FROM transactions WHERE transaction_id > CAST(? AS TEXT)"
+    " ORDER BY transaction_id LIMIT ?"
 )
 _TRANSACTION: Final = (
     "SELECT open <> 0 OR status IN ('halted', 'stuck'), log_from, head, CAST(root AS BLOB), CAST(workflow AS BLOB),"
-    " open, CAST(digest AS BLOB) FROM transactions WHERE transaction_id = CAST(? AS TEXT)"
+    f" open, CAST(digest AS BLOB), {TOLD_COLUMNS} FROM transactions WHERE transaction_id = CAST(? AS TEXT)"
 )
 _PARTS: Final = (
     "SELECT seq, next_seq, log_id, CAST(body AS BLOB) FROM archive WHERE transaction_id = CAST(? AS TEXT) AND seq > ?"
@@ -88,7 +90,7 @@ class Progress(NamedTuple):
 class _Chain:
     """The frames of one transaction, followed from the first on."""
 
-    __slots__ = ("digest", "head", "name", "part", "seq")
+    __slots__ = ("digest", "head", "name", "part", "row", "seq", "told")
 
     def __init__(self, name: bytes, digest: bytes = b"") -> None:
         self.name = name
@@ -100,6 +102,9 @@ class _Chain:
         """The digest of the frame before that."""
         self.part = -_END
         """The number that the last part in the archive begins with."""
+        self.row: tuple[Any, ...] = ()
+        """What its row says of what its pulses tell."""
+        self.told = Told()
 
 
 class _InLog(NamedTuple):
@@ -214,12 +219,15 @@ class Verification:
             return
         fault = False
         try:
-            chain = _Chain(id_bytes(_text(name)), _require_sound(*row))
+            chain = _Chain(id_bytes(_text(name)), _require_sound(*row[:4]))
+            chain.row = row[4:]
             while self._follow_parts(chain, name) == _PARTS_A_STEP:
                 yield self.progress
             _require_end(chain, log_from, head)
             if log_from is not None:
                 self._in_log[chain.name] = _InLog(log_from, chain)
+            else:
+                fault = bool(chain.told.contradiction(chain.row))
         except sqlite3.Error:
             raise
         except Exception:
@@ -263,6 +271,7 @@ class Verification:
                 raise StoreError("its row says another shape of the workflow than it does")
         except Exception as error:  # of bytes that are not what was written, anything
             raise StoreError(f"pulse {chain.seq} cannot be read: {why_of(error)}") from error
+        chain.told.take(pulses)
         self._pulses += frame.pulses
         chain.seq += frame.pulses
         chain.head = digest_of(memoryview(data)[frame.start : frame.end])
@@ -281,6 +290,7 @@ class Verification:
             for found in self._walk_log(at - (1 << COMMIT_BITS), at, followed):
                 odd = odd or isinstance(found, Fault)
                 yield found
+        followed = {name for name in followed if not (one := self._in_log[name].chain).told.contradiction(one.row)}
         suspects = self._in_log.keys() if odd else self._in_log.keys() - followed
         yield from self._again(sorted(name.hex().encode() for name in suspects))
 
@@ -364,7 +374,7 @@ class Verification:
         chain = _Chain(b"")
         try:
             chain.name = id_bytes(transaction)
-            chain.digest = _require_sound(*about)
+            chain.digest, chain.row = _require_sound(*about[:4]), tuple(about[4:])
             while self._follow_parts(chain, name):
                 pass
             _require_end(chain, log_from, head)
@@ -385,7 +395,8 @@ class Verification:
                     self._follow(end.chain, data, frame)
         except StoreError as error:
             return _fault(end.transaction, end.chain, error, end.wanted)
-        return None
+        why = end.chain.told.contradiction(end.chain.row)
+        return _of_nobody(f"the row of transaction {end.transaction} says {why}") if why else None
 
 
 def _require_sound(root: bytes, workflow: bytes, is_open: Any, digest: bytes = b"") -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitactor.errors import DamagedJournal
+from bitactor.ports import Write
 from mesh.cli import main
 from mesh.runtime.settled import at_once
 from mesh.stores import SqliteReader, SqliteStore
@@ -19,7 +20,7 @@ from mesh.stores.journal.parts import log_body
 from mesh.stores.journal.verify import Fault, Progress, Verification
 from tests.e2e.test_damage import DAMAGES
 from tests.journal_damage import flip
-from tests.store_writes import Told, first, fresh, hop, last
+from tests.store_writes import Told, first, fresh, hop, last, pulse
 
 
 @pytest.fixture
@@ -196,3 +197,138 @@ def test_an_id_that_is_not_there(store: SqliteStore, path: Path, capsys: pytest.
     for asked in ("f" * 32, "abc"):
         code, _, err = said(capsys, path, asked)
         assert code == 1 and "no transaction" in err
+
+
+@pytest.mark.parametrize("table", ["numbers", "owners", "words", "archive", "blobs", "inbox", "log"])
+def test_a_table_that_is_missing(
+    store: SqliteStore, path: Path, table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the look itself needs of it."""
+    keep(store, first(fresh()))
+    store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute(f"DROP TABLE {table}")
+    code, out, err = said(capsys, path)
+    assert code == 1 and f"the journal: the file is damaged: table {table} is missing" in out
+    assert "put a sound copy there" in err
+    assert main(["doctor", "--store", f"sqlite:///{path}"]) == 1
+    assert f"table {table} is missing" in capsys.readouterr().out
+
+
+def test_an_index_that_is_not_as_its_table(store: SqliteStore, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As SQLite says it; of transactions that are asked for by id, nothing of it."""
+    name = fresh()
+    keep(store, first(name), first(fresh()))
+    store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        ((page,),) = file.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'transactions_by_status'").fetchall()
+        ((size,),) = file.execute("PRAGMA page_size").fetchall()
+        file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as raw:
+        raw.seek((page - 1) * size)
+        data = raw.read(size)
+        raw.seek((page - 1) * size)
+        raw.write(data.replace(b"running", b"runnyng"))
+    code, out, err = said(capsys, path)
+    assert code == 1 and "the journal: the file is damaged: row 1 missing from index transactions_by_status" in out
+    assert "sqlite3 FILE .recover" in err
+    assert said(capsys, path, name)[0] == 0
+
+
+def test_a_last_number_that_is_missing(store: SqliteStore, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(store, first(fresh()))
+    store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("UPDATE numbers SET last = 0")
+        assert "a number would be given again" in said(capsys, path)[1]
+        file.execute("DELETE FROM numbers")
+        assert "the number of the last owner, in the table numbers, is None" in said(capsys, path)[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["open = 0", "open = 0, status = 'completed'", "owner = 'nobody'", "owner = 'nobody', open = 0, status = 'halted'"],
+)
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_log_stays_while_a_transaction_begins_there(path: Path, change: str, is_damaged: bool) -> None:
+    """Whatever its row says of whether it is open, and of whose it is; also if another row of that log is damaged."""
+    hurt, other, ended = fresh(), fresh(), fresh()
+    store = SqliteStore(path, notify=lambda call: None)
+    store.open("one")
+    keep(store, first(ended))
+    keep(store, last(ended, 2))
+    keep(store, first(other))
+    keep(store, first(hurt))
+    if change.startswith("open"):  # else it is closed in peace, and who comes has only what is open
+        store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute(f"UPDATE transactions SET {change} WHERE transaction_id = ?", (hurt,))
+        file.execute("UPDATE owners SET expires_ns = 0")
+        if is_damaged:
+            file.execute("UPDATE log SET body = x'00' WHERE id = (SELECT min(id) FROM log)")
+        for name in ("two", "three"):
+            store = SqliteStore(path, notify=lambda call: None)
+            store.open(name)
+            at_once(store.claim())
+            store.close()
+        with SqliteReader(path) as reader:
+            assert [pulse.seq for pulse in reader.pulses(hurt)] == [0, 1]
+            assert [pulse.seq for pulse in reader.pulses(other)] == [0, 1]
+
+
+def begun(name: str) -> Write:
+    """The first write of a transaction as a saga makes it: its own pulses are without a step."""
+    data = {"key": f"pay-{name[-3:]}", "parent": "f" * 32}
+    return Write(
+        name, 0, (pulse(name, 0, "accepted", step="", data=data), pulse(name, 1)), "running", True, data["key"]
+    )
+
+
+def over(name: str, kind: str, status: str, seq: int = 2, *, open: bool = False) -> Write:
+    data = {"status": status} if kind in ("finished", "halted") else {}
+    return Write(name, 0, (pulse(name, seq, kind, step="", data=data),), status, open)
+
+
+CHANGES = {
+    "key = 'pay-0'": "key 'pay-0', and its pulses 'pay-",
+    "key = CAST(x'ff' AS TEXT)": "key",
+    "parent = ''": "parent '', and its pulses 'ffff",
+    "status = 'compensated'": "status 'compensated', and its pulses",
+    "status = 'nonsense'": "status 'nonsense'",
+    "created_ns = 7": "created_ns 7, and its pulses 1000",
+    "epoch = 'x'": "epoch 'x', which no node writes",
+    "updated_ns = x'00'": "updated_ns",
+    "dead = 4": "dead 4",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_row_that_is_not_as_its_pulses(store: SqliteStore, path: Path, change: str) -> None:
+    """Of one that runs, that halted, that ended, and that was resumed; each alone and among all."""
+    names = sorted(fresh() for _ in range(4))
+    keep(store, *map(begun, names))
+    keep(store, over(names[1], "halted", "halted"))
+    keep(store, over(names[2], "finished", "completed"))
+    keep(store, over(names[3], "finished", "stuck"))
+    keep(store, over(names[3], "resumed", "running", 3, open=True))
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        assert not [found for found in Verification(file).walk() if isinstance(found, Fault)]
+        for name in names:
+            file.execute("BEGIN")
+            file.execute(f"UPDATE transactions SET {change} WHERE transaction_id = ?", (name,))
+            [fault] = [found for found in Verification(file).walk() if isinstance(found, Fault)]
+            assert [found for found in Verification(file).look(name) if isinstance(found, Fault)] == [fault]
+            assert f"the row of transaction {name} says {CHANGES[change]}" in fault.why
+            assert not fault.transaction and not fault.wanted
+            file.execute("ROLLBACK")
+
+
+def test_one_that_runs_is_open(store: SqliteStore, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = fresh()
+    keep(store, begun(name))
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("UPDATE transactions SET open = 0")
+        code, out, _ = said(capsys, path)
+        assert code == 1 and f"transaction {name} says open 0, and its pulses that something is left to do" in out
+        file.execute("UPDATE transactions SET status = 'completed'")
+        assert "says status 'completed', and its pulses 'running'" in said(capsys, path)[1]
