@@ -227,7 +227,7 @@ class ProtocolError(BitActorError):
 
 
 class SignalTooLarge(ProtocolError):
-    """A token, signal or frame is larger than the limit."""
+    """A token, signal or frame is larger than the limit; that of values is the setting `payload_limit`."""
 
 
 class UnsupportedVersion(ProtocolError):

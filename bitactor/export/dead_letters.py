@@ -194,6 +194,9 @@ def _what_became(pulses: Sequence[Pulse], state: SagaState, seq: int) -> str:
     pulse = pulses[seq] if seq < len(pulses) else None
     data = {} if pulse is None else pulse.data or {}
     if pulse is not None and pulse.kind == UNDO_FAILED:
+        last = max(other.seq for other in pulses if other.kind == UNDO_FAILED and other.step == pulse.step)
+        if state.status == STUCK and last > seq:
+            return f" any more: it was tried again, and failed again; that is dead letter {state.transaction}-{last}"
         return f": its transaction was resumed since, and is {state.status}"
     if pulse is None or pulse.kind != TOMBSTONE or pulse.error not in UNDELIVERED or "emit" not in data:
         return ""

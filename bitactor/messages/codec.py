@@ -398,9 +398,7 @@ def token_from_bytes(data: bytes) -> Any:
 def refuse_large(size: int, limit: int) -> None:
     """Raise `SignalTooLarge` if a value of `size` bytes is more than `limit` allows."""
     if size > limit:
-        raise SignalTooLarge(
-            f"{size:,} bytes packed, the limit is {limit:,}; keep large data elsewhere and pass a reference"
-        )
+        raise SignalTooLarge(f"{size:,} bytes packed, {_limit_text(limit)}")
 
 
 def _checked_text(value: str, limit: int) -> str:
@@ -409,10 +407,15 @@ def _checked_text(value: str, limit: int) -> str:
     except UnicodeEncodeError as error:
         raise InvalidOutcome(f"a str cannot be carried: {error}") from error
     if size > limit:
-        raise SignalTooLarge(
-            f"{size:,} bytes of text, the limit is {limit:,}; keep large data elsewhere and pass a reference"
-        )
+        raise SignalTooLarge(f"{size:,} bytes of text, {_limit_text(limit)}")
     return value
+
+
+def _limit_text(limit: int) -> str:
+    """What the limit is, with the setting that raises it if it is that of values, and what to do."""
+    cure = "keep large data elsewhere and pass a reference"
+    raised = f" (payload_limit); {cure}, or raise that on all nodes" if limit == PAYLOAD.bytes else f"; {cure}"
+    return f"the limit is {limit:,}{raised}"
 
 
 def _may_be_deep(data: bytes, limit: int = MAX_DEPTH) -> bool:

@@ -8,7 +8,8 @@ from cyclopts import Parameter
 from rich.cells import cell_len
 from rich.text import Text
 
-from mesh.cli.exits import UsageError
+from bitactor.errors import InvalidInput
+from mesh.cli.exits import USAGE, CommandError, UsageError
 from mesh.cli.options import Curve, Http, Json, Registry, Store
 from mesh.cli.output import (
     err,
@@ -27,6 +28,8 @@ from mesh.cli.places import id_beginning, open_place, transaction_id
 DEFAULT_LIMIT: Final = 20
 _LEAST_PAYLOAD: Final = 30
 """Cells that payloads are folded into at least, where there is more of them."""
+_WHY: Final = 60
+"""Characters of the reason that the table shows at most, where there is room."""
 _PAYLOAD: Final = 120
 """Characters of a payload that the table shows; `--json` has all of it."""
 
@@ -97,11 +100,20 @@ async def send_again(
     beginning = id_beginning(given)
     async with open_place(store, registry, curve, http, changes=True) as place:
         wanted = f"{await transaction_id(place, beginning)}-{seq}"
-        summary = await place.send_again(wanted)
+        try:
+            summary = await place.send_again(wanted)
+        except (CommandError, InvalidInput) as error:
+            if isinstance(error, CommandError) and error.code != USAGE:
+                raise
+            transaction = wanted.rpartition("-")[0]
+            hint = f"'bitactor dead-letters' shows those there are, 'bitactor trace {transaction}' what became of it"
+            raise UsageError(str(error), hint) from None
     if json:
         print_document(summary)
     else:
         out().print(Text.assemble(f"{wanted} is sent again; its transaction is ", status_text(summary["status"])))
+        if summary["status"] == "running":
+            err().print(f"'bitactor trace {wanted.rpartition('-')[0]}' shows how it ends", soft_wrap=True)
 
 
 def _show(letters: list[dict[str, Any]]) -> None:
@@ -110,19 +122,27 @@ def _show(letters: list[dict[str, Any]]) -> None:
         "reason": [status_text(letter["reason"]) for letter in letters],
         "died": [moment(letter["at_ns"]) for letter in letters],
         "for": [printable(_receiver(letter)) for letter in letters],
+        "why": [printable(_why(letter)) for letter in letters],
         "payload": [printable(_content(letter)) for letter in letters],
     }
     if _width(columns) > out().width:
         names = short_ids([letter["transaction"] for letter in letters])
         numbers = [letter["id"].rpartition("-")[2] for letter in letters]
         columns["letter"] = [f"{name}-{number}" for name, number in zip(names, numbers, strict=True)]
-    if _width(columns) > out().width:
-        del columns["died"]
+    for name in ("why", "died"):
+        if _width(columns) > out().width:
+            del columns[name]
     print_table([*columns], zip(*columns.values(), strict=True), fold="payload")
 
 
 def _receiver(letter: dict[str, Any]) -> str:
     return f"undo of {letter['name']}" if letter["kind"] == "undo" else str(letter["name"])
+
+
+def _why(letter: dict[str, Any]) -> str:
+    """Why it is one, shortened; of a transaction that cannot be read its content says so."""
+    why = "" if letter["kind"] == "transaction" else " ".join(str(letter["why"]).split())
+    return why if len(why) <= _WHY else f"{why[: _WHY - 1]}…"
 
 
 def _content(letter: dict[str, Any]) -> str:

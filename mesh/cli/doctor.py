@@ -209,9 +209,13 @@ def _store(store: str) -> list[Check]:
         return [
             Check(
                 "store",
-                "warn" if missing or early else "fail",
+                "warn" if early else "fail",
                 str(error),
-                "the first node makes it" if missing else "" if early else "name a store that this version reads",
+                "if no node has run on it yet, start one: the first makes it"
+                if missing
+                else ""
+                if early
+                else "name a store that this version reads",
             )
         ]
 
@@ -234,12 +238,20 @@ def _kept(reader: work.SqliteReader, store: str) -> Iterator[Check]:
             f"{reader.path} is damaged: {'; '.join(damage)}",
             "stop the nodes that use it, copy it aside, and restore a sound copy, or try `sqlite3 FILE .recover`",
         )
+    faults, seen = list[work.Fault](), work.Progress(0, 0)
     try:
-        faults = [found for found in reader.verify() if isinstance(found, work.Fault)]
+        for found in reader.verify():
+            if isinstance(found, work.Fault):
+                faults.append(found)
+            else:
+                seen = found
     except StoreError:
         if not damage:
             raise
         return
+    if not damage and not faults:
+        counted = f"{seen.transactions} transactions, {seen.pulses} pulses"
+        yield Check("store", "ok", f"{counted} and the file's structure are sound")
     hurt = [fault for fault in faults if fault.transaction]
     if hurt:
         named = "; ".join(f"{one.transaction}: {one.why}" for one in hurt[:_FEW_NAMES])

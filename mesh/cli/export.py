@@ -9,7 +9,7 @@ import json as jsons
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple, Protocol, TextIO
@@ -21,7 +21,7 @@ from bitactor.messages.pulse import Pulse
 from bitactor.ports import StoreQueries, TransactionRow
 from mesh.cli import work
 from mesh.cli.exits import FAILED, OK, CommandError, UsageError
-from mesh.cli.list import Status
+from mesh.cli.list import NAMES_FROM, Status, asked_text
 from mesh.cli.options import Json, Store
 from mesh.cli.output import err
 
@@ -155,13 +155,34 @@ def export(
     with work.open_reader(store) as reader:
         if output is not None:
             with _private(output, overwrite) as path:
-                return _to_file(reader, asked, format, path)
-        if format == "sqlite":
+                copied = _to_file(reader, asked, format, path)
+        elif format == "sqlite":
             raise UsageError("an SQLite file is not written to standard output", "name a file with -o")
-        return _copy(reader, asked, _text(format, sys.stdout), sys.stdout.isatty())
+        else:
+            copied = _copy(reader, asked, _text(format, sys.stdout), sys.stdout.isatty())
+        if not copied.transactions:
+            names = {row.workflow for row in reader.list(limit=NAMES_FROM)} if workflow else set[str]()
+            err().print(f"no transactions{asked_text(status, workflow, names)}", soft_wrap=True)
+    for why in copied.unreadable:
+        err().print(why)
+    err().print(f"{copied.text()} copied to {output or 'standard output'}", soft_wrap=True)
+    return FAILED if copied.unreadable else OK
 
 
-def _to_file(reader: StoreQueries, asked: Asked, format: Format, path: Path) -> int:
+class _Copied(NamedTuple):
+    """What was copied."""
+
+    transactions: int
+    pulses: int
+    unreadable: Sequence[str]
+    """Why some of the transactions were not copied whole."""
+
+    def text(self) -> str:
+        """How much that is, in words."""
+        return f"{self.transactions:,} transactions, {self.pulses:,} pulses"
+
+
+def _to_file(reader: StoreQueries, asked: Asked, format: Format, path: Path) -> _Copied:
     if format == "sqlite":
         return _copy(reader, asked, work.Tables(path, work.masked_pulse), False)
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -172,22 +193,19 @@ def _text(format: Format, file: TextIO) -> Copy:
     return _Csv(file) if format == "csv" else _Lines(file)
 
 
-def _copy(reader: StoreQueries, asked: Asked, copy: Copy, terminal: bool) -> int:
-    """Write what is asked for; the exit code.  `terminal`: what is written is shown there already."""
-    transactions = pulses = 0
-    unreadable: list[str] = []
+def _copy(reader: StoreQueries, asked: Asked, copy: Copy, terminal: bool) -> _Copied:
+    """Write what is asked for.  `terminal`: what is written is shown there already."""
+    copied = _Copied(0, 0, unreadable := list[str]())
     with _progress(not terminal) as say:
         for row in _rows(reader, asked):
             read = _Pulses(_pulses_of(reader, row.transaction))
             copy.add(row, read)
-            transactions, pulses = transactions + 1, pulses + read.number
+            copied = _Copied(copied.transactions + 1, copied.pulses + read.number, unreadable)
             if read.unreadable:
                 unreadable.append(read.unreadable)
-            say(f"{transactions:,} transactions, {pulses:,} pulses")
+            say(copied.text())
         copy.close()
-    for why in unreadable:
-        err().print(why)
-    return FAILED if unreadable else OK
+    return copied
 
 
 def _rows(reader: StoreQueries, asked: Asked) -> Iterator[TransactionRow]:

@@ -14,6 +14,11 @@ from urllib.parse import urlsplit
 from mesh.cli.exits import FAILED, UNREACHABLE, USAGE, CommandError, UsageError
 
 _REFUSED: Final = {400: USAGE, 404: FAILED, 409: FAILED, 413: USAGE, 422: USAGE}
+_HINTS: Final = {
+    "urn:bitactor:problem:other-status": "'bitactor trace ID' shows what became of it",
+    "urn:bitactor:problem:store-unavailable": "GET /readyz of the node says when it takes work again",
+}
+"""What to do about a problem, where its title would say no more than its detail."""
 _KINDS: Final[Mapping[str, type[HTTPConnection]]] = {"http": HTTPConnection, "https": HTTPSConnection}
 _ANSWERS_WITHIN: Final = 30.0
 """Seconds that an ingress may take to say that it has done what it was asked, where that takes no time of its own."""
@@ -138,7 +143,7 @@ def refusal(status: int, answer: Any) -> CommandError:
     return CommandError(
         str(content.get("detail") or f"the ingress answered {status}"),
         USAGE if content.get("type") == "urn:bitactor:problem:other-status" else _REFUSED.get(status, UNREACHABLE),
-        str(content.get("title", "")),
+        _HINTS.get(str(content.get("type", "")), str(content.get("title", ""))),
     )
 
 

@@ -22,7 +22,7 @@ from mesh.cli.waterfall.render import duration
 Status = Literal["running", "completed", "compensated", "cancelled", "halted", "stuck"]
 
 DEFAULT_LIMIT: Final = 20
-_NAMES_FROM: Final = 100
+NAMES_FROM: Final = 100
 """Number of the newest transactions whose workflows are named where the one asked for has none."""
 
 _LEAST_NAME: Final = 10
@@ -66,16 +66,16 @@ async def list_transactions(
     async with open_place(store, registry, curve, http) as place:
         rows = await place.rows(status=status, workflow=workflow, limit=limit)
         parked = await place.parked(rows)
-        others = await place.rows(limit=_NAMES_FROM) if workflow and not rows and not json else []
+        others = await place.rows(limit=NAMES_FROM) if workflow and not rows and not json else []
     if json:
         print_lines({**row._asdict(), "took_ns": _took(row), "parked": parked.get(row.transaction)} for row in rows)
     elif rows:
         _show(rows, parked)
     else:
-        err().print(f"no transactions{_asked(status, workflow, {row.workflow for row in others})}")
+        err().print(f"no transactions{asked_text(status, workflow, {row.workflow for row in others})}")
 
 
-def _asked(status: str | None, workflow: str | None, names: Set[str]) -> str:
+def asked_text(status: str | None, workflow: str | None, names: Set[str]) -> str:
     """What was asked for and is not there; with the names there are, if that is none of them."""
     asked = "" if status is None else f" that are {status}"
     if workflow is None:

@@ -26,4 +26,5 @@ def migrate(*, store: Store = "", json: Json = False) -> None:
     if json:
         print_document({"store": store, "pulses": pulses})
     else:
-        err().print(f"{store} is in the form of this release")
+        done = f"{pulses} pulses were brought over" if pulses else "there was nothing to bring over"
+        err().print(f"{store} is in the form of this release: {done}", soft_wrap=True)

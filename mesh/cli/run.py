@@ -88,6 +88,9 @@ async def run(
     curve: Annotated[Path | None, Parameter(help="File with the mesh's key pair; tcp endpoints need it.")] = None,
     no_host: NoHost = False,
     when_fenced: WhenFenced = None,
+    payload_limit: Annotated[
+        int | None, Parameter(help="Bytes one value may take, 65536 to 15728640; give all nodes the same.")
+    ] = None,
     drain: Annotated[
         float | None, Parameter(help="Seconds that running transactions get when the node is stopped.")
     ] = None,
@@ -115,7 +118,7 @@ async def run(
     options = {
         "store": store, "registry": registry, "endpoint": endpoint, "otlp": otlp, "curve": curve,
         "hosts": False if no_host else None, "drain": drain,
-        "when_fenced": when_fenced,
+        "when_fenced": when_fenced, "payload_limit": payload_limit,
     }  # fmt: skip
     level = logging.INFO if verbose else logging.WARNING
     work.prepare_log(level, log_format)
@@ -142,9 +145,9 @@ def _mesh(place: str, options: Mapping[str, Any]) -> work.Mesh:
     settings = found.node.settings
     other = [name for name, value in options.items() if getattr(settings, name) != value]
     if other:
+        options_text = " and ".join(f"--{name.replace('_', '-')}" for name in other)
         raise UsageError(
-            f"{place} is a Mesh with options of its own, so {' and '.join(f'--{name}' for name in other)} would be "
-            "ignored",
+            f"{place} is a Mesh with options of its own, so {options_text} would be ignored",
             "say so in its code or in the environment, or name the list of its workflows instead",
         )
     return found

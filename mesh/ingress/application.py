@@ -89,7 +89,8 @@ def require_own_loop(mesh: Mesh) -> None:
 
 
 async def _problem(request: Request, error: Exception) -> Response:
-    return problem_of(error).response()
+    endpoints: Endpoints = request.app.state.endpoints
+    return problem_of(error, endpoints.unready()).response()
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:

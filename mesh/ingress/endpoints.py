@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -211,7 +212,7 @@ class Endpoints:
     def _store_problem(self, error: StoreError, begun: Sequence[Transaction]) -> Problem:
         if begun and self.mesh.state != "open":
             return self._stopping_problem(begun)
-        problem = problem_of(error)
+        problem = problem_of(error, self.unready())
         if begun:
             problem.headers.update(_location_headers(begun[0]))
             problem.extensions["transaction"] = begun[0].id
@@ -370,6 +371,16 @@ class Endpoints:
             raise Problem("stopping", f"the mesh is {self.state}")
 
     # About the server
+
+    def unready(self) -> str:
+        """What keeps the node from taking work, as `/readyz` says it but without directories; empty: nothing does."""
+        if self.mesh.state not in ("open", "draining"):
+            return ""
+        why = "; ".join(self.mesh.about()["unready"].values())
+        path = Path(self.mesh.settings.store.partition("://")[2].removeprefix("/"))
+        for directory in (path.absolute().parent, path.resolve().parent):
+            why = why.replace(f"{directory}/", "")
+        return why
 
     async def openapi(self, request: Request) -> Response:
         """Answer with the description of this API, with paths as the client sees them."""

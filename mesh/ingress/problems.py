@@ -108,8 +108,12 @@ _PROBLEMS: Final[Sequence[tuple[type[BitActorError], str, str]]] = (
 """Error → its problem, and the detail."""
 
 
-def problem_of(error: BaseException) -> Problem:
-    """The problem an error of BitActor's stands for; anything else is `internal-error`, and logged."""
+def problem_of(error: BaseException, unready: str = "") -> Problem:
+    """The problem an error of BitActor's stands for; anything else is `internal-error`, and logged.
+
+    Args:
+        unready: what keeps the node from taking work and what to do, without directories; empty: nothing is known to.
+    """
     if isinstance(error, Problem):
         return error
     if isinstance(error, InvalidInput):
@@ -122,7 +126,8 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, StoreError):
         _log_unserved(error)
         return Problem(
-            "store-unavailable", "the journal could not be read or written; what was accepted before is not lost"
+            "store-unavailable",
+            unready or "the journal could not be read or written just now; the server's log says why",
         )
     if isinstance(error, BitActorError):
         _log_unserved(error)

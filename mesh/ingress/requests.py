@@ -130,7 +130,9 @@ async def _read(request: Request, limit: int) -> bytes:
 
 def _too_large(limit: int) -> Problem:
     return Problem(
-        "payload-too-large", f"the body has more than {limit:,} bytes; keep large data elsewhere and pass a reference"
+        "payload-too-large",
+        f"the body has more than {limit:,} bytes (payload_limit, unless max_body_bytes is given); keep large data "
+        "elsewhere and pass a reference, or raise that",
     )
 
 

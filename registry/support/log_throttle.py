@@ -24,8 +24,10 @@ class LogThrottle:
     def log(self, level: int, now_ns: int, message: str, *arguments: object) -> None:
         """Log the message at this level, or count it as left out."""
         if self.is_due(now_ns):
-            self._logger.log(level, message + " (and %d like it before)", *arguments, self._suppressed)
-            self._suppressed = 0
+            if self._suppressed:
+                message, arguments = message + " (and %d like it before)", (*arguments, self._suppressed)
+                self._suppressed = 0
+            self._logger.log(level, message, *arguments)
 
     def is_due(self, now_ns: int) -> bool:
         """Whether a line may be logged now; the interval then begins.  If not, it is counted as left out."""

@@ -126,7 +126,7 @@ CASES: Final[Mapping[str, Case]] = {
         options=R1,
     ),
     "over size": Case(
-        "compensated | spawned failed | SignalTooLarge: the result of 'it': 5,000,000 bytes of text, the limit is 4,194,304; keep large data elsewhere and pass a reference",
+        "compensated | spawned failed | SignalTooLarge: the result of 'it': 5,000,000 bytes of text, the limit is 4,194,304 (payload_limit); keep large data elsewhere and pass a reference, or raise that on all nodes",
         "5 MB",
         options=R1,
     ),

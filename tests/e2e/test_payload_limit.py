@@ -55,7 +55,7 @@ async def test_values_up_to_the_limit_go_through_and_larger_ones_are_refused(
         most = limit - 100
         handle = await mesh.stimulate(large, {"text": "x" * most, "times": 1, "where": "result"})
         assert await handle.result(BOUND) == "x" * most
-        with pytest.raises((SignalTooLarge, InvalidInput), match=f"limit is {limit:,}"):
+        with pytest.raises((SignalTooLarge, InvalidInput), match=rf"limit is {limit:,} \(payload_limit\)"):
             await mesh.stimulate(large, {"text": "x" * (limit + 1), "times": 1, "where": "result"})
         for where in ("result", "emitted"):
             half = "x" * (limit // 2 + 1)

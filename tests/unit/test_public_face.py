@@ -292,7 +292,7 @@ NOTED = {
 
 RETOLD = ("cancel", "list", "resume", "run", "trace", "undo")
 """Verbs with other words in their help: `--http` and `--store`, the beginning of an id, `--no-wait`, `--all`,
-`--log-format`, `--root-path` and `--when-fenced`."""
+`--log-format`, `--root-path`, `--when-fenced` and `--payload-limit`."""
 
 
 NEW_VERBS = ("dead-letters", "export", "migrate", "send-again", "verify")

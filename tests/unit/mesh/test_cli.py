@@ -172,8 +172,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str], workshop: Path) -> None:
     }
     (workshop / "mesh.py").touch()
     code, out, _ = run(capsys, "doctor", "--store", "sqlite:///none.db")
-    assert code == 0  # warnings only
-    assert "! imports" in out and "! store" in out
+    assert code == 1
+    assert "! imports" in out and "✗ store" in out and "the first makes it" in out
 
 
 def test_doctor_refuses_the_directories_that_nodes_and_registries_refuse(

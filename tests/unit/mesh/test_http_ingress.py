@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -685,6 +686,18 @@ def test_what_only_the_operator_can_use_is_logged_and_not_told(caplog: pytest.Lo
     for error in (BitActorError("secret"), ValueError("secret")):
         assert problem_of(error).name == "internal-error"
         assert "secret" not in problem_of(error).detail
+
+
+async def test_what_is_wrong_with_the_journals_file_is_told_without_its_directory(tmp_path: Path) -> None:
+    path = tmp_path / "of us" / "pulses.db"
+    path.parent.mkdir()
+    async with Mesh(*workflows(), note, store=f"sqlite:///{path}") as mesh, client(mesh) as http:
+        mesh.node.unready["store file"] = f"{path} was overwritten while it was in use; put a sound copy there"
+        answers = [await http.post("/stimuli/empty"), await http.post(f"/transactions/{'0' * 32}/cancel")]
+        del mesh.node.unready["store file"]
+    assert answers[0].status_code == 503 and answers[0].json()["type"].endswith("store-unavailable")
+    assert answers[0].json()["detail"] == "pulses.db was overwritten while it was in use; put a sound copy there"
+    assert all(str(path.parent) not in answer.text for answer in answers)
 
 
 # JSON
