@@ -75,7 +75,7 @@ _log = logging.getLogger("bitactor.store")
 Durability = Literal["process", "power", "none"]
 
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL", "none": "OFF"}
-_CLOSING_PATIENCE: Final = 5.0
+CLOSING_PATIENCE: Final = 5.0
 REFUSALS_LOOK: Final = 0.005  # seconds between looks whether all that was appended has been answered
 
 
@@ -354,7 +354,7 @@ class SqliteStore(Store):
         try:
             if lost or self._file.moved():
                 return  # that is nothing to write to
-            sleep_through(tries(lambda: release(connection, self._owner), _CLOSING_PATIENCE))
+            sleep_through(tries(lambda: release(connection, self._owner), CLOSING_PATIENCE))
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             # Others find the owner's process gone, or its lease run out, a little later.

@@ -213,7 +213,7 @@ def test_killed_at_each_kind_of_write(points: dict[str, int], tmp_path: Path) ->
     for kind in sorted(OF_CLAIMS if LONG else OF_CLAIMS & SHORT):
         for at in range(1, amount(quick=2, long=12)):
             path = tmp_path / f"{kind} {at}.db"
-            one = _run(path, "one", "commit", points["commit"] // 2)
+            one = _run(path, "one", "log row alone", points["log row alone"] // 2)
             two = _run(path, "two", kind, at)
             assert two.died_at == kind or at > 1, kind
             if not two.died_at:

@@ -115,7 +115,7 @@ async def test_who_is_cancelled_leaves_nothing_half_done(
 async def test_closing_the_store_ends_the_waiting(
     store: SqliteStore, locked: sqlite3.Connection, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_CLOSING_PATIENCE", 0.0)
+    monkeypatch.setattr(sqlite, "CLOSING_PATIENCE", 0.0)
     waiting = asyncio.ensure_future(store.reclaim(()))
     loop = asyncio.get_running_loop()
     heard.react = lambda: loop.call_soon(store.close)
