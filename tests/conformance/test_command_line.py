@@ -209,7 +209,7 @@ async def test_dead_letters_from_the_command_line(typed: Typed) -> None:
             }
             told.append(letters)
             code, out, said = await typed("dead-letters", "--limit", "2", *way)
-            assert code == 0 and out.count("user.created") == 2 and "s3cret" not in out
+            assert code == 0 and sum("user.created" in line for line in out.splitlines()) == 2 and "s3cret" not in out
             assert '"key": "**********"' in out and f"--before {letters[1]['id']}" in said
             _, out, _ = await typed("dead-letters", "--json", "--before", letters[1]["id"], *way)
             assert [json.loads(line) for line in out.splitlines()] == letters[2:]
