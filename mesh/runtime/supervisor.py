@@ -19,7 +19,7 @@ from bitactor.messages.pulse import RUNNING, Pulse
 from bitactor.messages.signal import Reply
 from bitactor.plan.plan import Plan
 from bitactor.ports import Clock, Refusal, Store, Write
-from bitactor.saga import Accept, Command, Lost, Recovered, Replied
+from bitactor.saga import Accept, Command, Lost, Recovered, Replied, SagaState
 from mesh.hops.executor import Executor
 from mesh.hops.ports import ENDED, QUEUED, Actor
 from mesh.limits.pools import Pools
@@ -124,8 +124,7 @@ class Supervisor:
         # Kept now, without waiting for the next turn; its commands are still obeyed there, outside of any task.
         state = live.state
         pulses, commands = live.saga.react(event, now_ns)
-        of = (state.transaction, state.epoch, pulses, state.status, state.open, live.key, state.dead, 0, False, (), 0)
-        write = _new(Write, of)
+        write = _write_of(state, pulses, state.open, live.key)
         self._refusals = None
         self.store.append((write,), self._note_refusals)
         order = [(live, pulses, commands, 0)]
@@ -241,8 +240,7 @@ class Supervisor:
                 if key and pulses[0].seq:
                     key = ""
                 self._refusals = None
-                of = (state.transaction, state.epoch, pulses, state.status, is_open, key, state.dead, 0, False, (), 0)
-                store.append((_new(Write, of),), self._note_refusals)
+                store.append((_write_of(state, pulses, is_open, key),), self._note_refusals)
                 if self._refusals is not None:
                     self._appended([(live, pulses, commands, 0)], *self._refusals)
                     continue
@@ -273,10 +271,7 @@ class Supervisor:
             if pulses:
                 orders.append((live, pulses, commands, len(writes)))
                 key = live.key if pulses[0].seq == 0 else ""
-                of = (
-                    state.transaction, state.epoch, pulses, state.status, state.open, key, state.dead, 0, False, (), 0
-                )  # fmt: skip
-                writes.append(_new(Write, of))
+                writes.append(_write_of(state, pulses, state.open, key))
             elif commands:
                 orders.append((live, pulses, commands, -1))
         if writes:
@@ -435,3 +430,11 @@ class Supervisor:
 def _failure_of(live: LiveTransaction, error: BaseException) -> BitActorError:
     """What whoever waits for a transaction that was given up is told."""
     return error if isinstance(error, BitActorError) else StoreError(f"transaction {live.state.transaction}: {error!r}")
+
+
+def _write_of(state: SagaState, pulses: Sequence[Pulse], is_open: bool, key: str) -> Write:
+    """What the store is to keep of a transaction's turn; built without the class's call, for each hop has one."""
+    write: Write = _new(
+        Write, (state.transaction, state.epoch, pulses, state.status, is_open, key, state.dead, 0, False, (), 0)
+    )
+    return write

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 from bitactor.errors import StoreError
 from mesh.stores.journal.schema import UNCONVERTED, newest_version, require_journal, statements_of
@@ -30,6 +30,24 @@ SAY_AFTER: Final = 0.5
 """Seconds of waiting for a locked file after which the log says so."""
 
 Value = TypeVar("Value")
+
+
+class Connected:
+    """Has a connection of its own, which is released by `close`, or at the end of a `with` block."""
+
+    _connection: sqlite3.Connection | None
+
+    def close(self) -> None:
+        """Release the file.  Twice is once."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def connect(path: Path, *, synchronous: str, timeout: float, checkpoint_pages: int = 0) -> sqlite3.Connection:
@@ -126,28 +144,34 @@ def retry_while_busy(action: Callable[[], Value], patience: float, notice: LockN
     return sleep_through(tries(action, patience, notice))
 
 
+class _Steps(Generic[Value]):
+    """A generator that is walked by `for`; `value` is what it returned."""
+
+    value: Value
+
+    def __init__(self, waiting: Generator[float, None, Value]) -> None:
+        self._waiting = waiting
+
+    def __iter__(self) -> Iterator[float]:
+        self.value = yield from self._waiting
+
+
 def sleep_through(waiting: Generator[float, None, Value]) -> Value:
     """What this generator returns; between its steps the thread sleeps for the seconds it yields."""
-    while True:
-        try:
-            pause = next(waiting)
-        except StopIteration as end:
-            value: Value = end.value
-            return value
+    steps = _Steps(waiting)
+    for pause in steps:
         time.sleep(pause)
+    return steps.value
 
 
 async def await_through(waiting: Generator[float, None, Value]) -> Value:
     """What this generator returns; between its steps the event loop goes on for the seconds it yields.  Who is
     cancelled meanwhile closes it."""
+    steps = _Steps(waiting)
     with closing(waiting):
-        while True:
-            try:
-                pause = next(waiting)
-            except StopIteration as end:
-                value: Value = end.value
-                return value
+        for pause in steps:
             await asyncio.sleep(pause)
+    return steps.value
 
 
 def tries(
@@ -176,15 +200,12 @@ def unless(
     waiting: Generator[float, None, Value], ended: Callable[[], bool], why: str
 ) -> Generator[float, None, Value]:
     """The same steps and value as of `waiting`; `StoreError` with `why` once `ended()` after a step."""
-    while True:
-        try:
-            pause = next(waiting)
-        except StopIteration as end:
-            value: Value = end.value
-            return value
+    steps = _Steps(waiting)
+    for pause in steps:
         yield pause
         if ended():
             raise StoreError(why)
+    return steps.value
 
 
 def is_busy(error: sqlite3.Error) -> bool:

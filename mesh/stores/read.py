@@ -9,14 +9,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from typing_extensions import override
 
 from bitactor.errors import DamagedJournal, StoreError
 from bitactor.messages.pulse import Pulse
 from bitactor.ports import Arrived, Due, Followed, Message, StoreQueries, TransactionRow
-from mesh.stores.database import connect_read_only, sleep_through, store_error, tries
+from mesh.stores.database import Connected, connect_read_only, sleep_through, store_error, tries
 from mesh.stores.journal.blobs import read_blob
 from mesh.stores.journal.follow import START, Place, cursor_of, end_of_journal, look, place_of
 from mesh.stores.journal.frames import Frame, frames_in, pulses_of, why_of
@@ -305,7 +305,7 @@ class OwnQueries(SqliteQueries):
             return (yield from reader.asking(question))
 
 
-class SqliteReader(SqliteQueries):
+class SqliteReader(Connected, SqliteQueries):
     """A reader of a journal, in any process, while others write it.  Belongs to the thread that made it.
 
     Raises:
@@ -418,15 +418,3 @@ class SqliteReader(SqliteQueries):
             yield from look.walk() if transaction is None else look.look(transaction)
         except sqlite3.Error as error:
             raise store_error(error, self._path, reading=self._reads_only) from error
-
-    def close(self) -> None:
-        """Release the file.  Twice is once."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

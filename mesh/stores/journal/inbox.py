@@ -13,14 +13,14 @@ import sqlite3
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from typing_extensions import override
 
 from bitactor.errors import DamagedJournal, InvalidInput, StoreError
 from bitactor.messages.values import named_text
 from bitactor.ports import INBOX_BYTES, INBOX_MESSAGES, Arrived, Due, Inbox, Message, Sent, Write
-from mesh.stores.database import connect, connect_read_only, retry_while_busy, store_error, write_transaction
+from mesh.stores.database import Connected, connect, connect_read_only, retry_while_busy, store_error, write_transaction
 from mesh.stores.journal.state import inbox_conflict
 from mesh.stores.journal.tail import one_moment
 
@@ -177,7 +177,7 @@ def _message(row: tuple[Any, ...]) -> Message:
     return Message(transaction, name, body, key, sender, sent_ns, number)
 
 
-class SqliteInbox(Inbox):
+class SqliteInbox(Connected, Inbox):
     """Sends messages to transactions of a journal, in any process.  Belongs to the thread that made it.
 
     Raises:
@@ -212,15 +212,3 @@ class SqliteInbox(Inbox):
             return retry_while_busy(keep, _PATIENCE, self._path)
         except sqlite3.Error as error:
             raise store_error(error, self._path) from error
-
-    def close(self) -> None:
-        """Release the file.  Twice is once."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
