@@ -24,8 +24,7 @@ SEED = 12_012
 """Of how much each process has acknowledged when it is killed."""
 
 CHILD = """
-import os, random, sys
-from mesh.runtime.settled import at_once
+import asyncio, os, random, sys
 from mesh.stores import SqliteStore, write
 from tests.e2e.test_store_killed_in_turn import next_write
 from tests.store_writes import Loop
@@ -55,7 +54,7 @@ def append(writes):
 
 while True:
     if commits % 25 == 0:
-        for claim in at_once(store.claim()):
+        for claim in asyncio.run(store.claim()):  # it waits while the other one commits
             stand[claim.transaction] = len(store.reader().pulses(claim.transaction)), claim.epoch
     commits += 1
     writes = []
